@@ -1,0 +1,299 @@
+"""The configuration of a pipeline: frozen, validated; the fields' docs become the form in the Prefect UI."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from t2v_core.errors import ConfigError
+
+__all__ = [
+    "EmbeddingSpec",
+    "EvaluationSpec",
+    "ExpertRule",
+    "ExpertsSpec",
+    "FrozenModel",
+    "HeadSpec",
+    "LibrarySpec",
+    "Model2VecSpec",
+    "PipelineConfig",
+    "ProbeSpec",
+    "SelectionSpec",
+    "SourceSpec",
+    "TaskRule",
+    "TrainingSpec",
+    "explain_validation_error",
+    "load_config",
+]
+
+
+class FrozenModel(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceSpec(FrozenModel):
+    """One dataset that tasks are cut from."""
+
+    name: str = Field(
+        description="Name of the source; task ids begin with it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )
+    kind: str = Field("", description="Loader: openmoji, digits, mnist_5k, fashion_mnist, folder. Empty: the name.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the loader, e.g. `path` of a folder.")
+    image_size: int | None = Field(
+        64,
+        ge=8,
+        le=2048,
+        description="Larger images are stored with their shorter side at this size; empty: as they are.",
+    )
+    limit: int | None = Field(None, ge=1, description="Take about this many images, a fair sample in whole groups.")
+    test_share: float = Field(0.4, gt=0, lt=1, description="Share of the groups that go to the test split.")
+    optional: bool = Field(
+        False, description="Leave the source out, with a word in the report, where its data are not found."
+    )
+    max_pixels: int = Field(50_000_000, ge=1, description="Larger images are rejected before they are decoded.")
+    seed: int = Field(0, description="Seed of the split and of the sample.")
+
+    @property
+    def loader(self) -> str:
+        """The loader's name."""
+        return self.kind or self.name
+
+
+class TaskRule(FrozenModel):
+    """A rule that cuts one or many tasks from a source's annotation table."""
+
+    source: str = Field(description="Source that the tasks are cut from.")
+    label: str = Field(description="Annotation column that holds the classes.")
+    kind: Literal["multiclass", "one_vs_rest", "grouped"] = Field(
+        "multiclass",
+        description="multiclass: one task over the column's values; one_vs_rest: one binary task per value; "
+        "grouped: one task over named groups of values.",
+    )
+    name: str = Field("", description="Name of a grouped task.")
+    within: str = Field("", description="Annotation column: one task (or set of tasks) inside each of its values.")
+    where: dict[str, list[str]] = Field(
+        default_factory=dict, description="Keep rows whose column has one of these values."
+    )
+    values: list[str] = Field(default_factory=list, description="Values of the label to use; empty: all.")
+    groups: dict[str, list[str]] = Field(default_factory=dict, description="grouped: class name to the values in it.")
+    lineage: list[str] = Field(default_factory=list, description="Columns that give a task's place in the taxonomy.")
+    min_train: int | None = Field(None, ge=1, description="Fewest train images of a class; overrides the library's.")
+    min_test: int | None = Field(None, ge=1, description="Fewest test images of a class; overrides the library's.")
+
+    @model_validator(mode="after")
+    def _groups_need_names(self) -> TaskRule:
+        if self.kind == "grouped" and (len(self.groups) < 2 or not self.name):
+            raise ValueError("a grouped rule wants `name` and at least two `groups`")
+        if self.kind != "grouped" and self.groups:
+            raise ValueError(f"`groups` belong to kind grouped, got kind {self.kind}")
+        return self
+
+
+class LibrarySpec(FrozenModel):
+    """The task library: rules over sources."""
+
+    rules: list[TaskRule] = Field(description="Rules that cut the tasks.", min_length=1)
+    min_train: int = Field(8, ge=2, description="A class with fewer train images is left out of its task.")
+    min_test: int = Field(4, ge=1, description="A class with fewer test images is left out of its task.")
+    max_per_class: int = Field(400, ge=2, description="At most this many images of a class and split.")
+    max_ratio: float = Field(3.0, ge=1, description="A class has at most this many times the images of the smallest.")
+    max_classes: int = Field(50, ge=2, description="The largest classes up to this number are kept.")
+    seed: int = Field(0, description="Seed of the sample of images.")
+
+
+class ProbeSpec(FrozenModel):
+    """The fixed network that embeds tasks, and that experts are fine-tuned from."""
+
+    name: str = Field("efficientnet_lite0", description="Architecture; `t2v probes` lists them.")
+    weights: str = Field("imagenet", description="imagenet, random, or a .safetensors / .pt file.")
+    image_size: int = Field(64, ge=16, le=1024, description="Side of the square that images are brought to, in pixels.")
+    seed: int = Field(0, description="Seed of random weights.")
+
+
+class HeadSpec(FrozenModel):
+    """How a head is trained on fixed features: L2-regularised logistic regression, to a stated tolerance."""
+
+    l2: tuple[float, ...] = Field(
+        (1e-4, 1e-3, 1e-2, 1e-1), min_length=1, description="L2 strengths to choose from on a grouped inner validation."
+    )
+    tolerance: float = Field(1e-4, gt=0, description="Largest absolute gradient entry at which the solver stops.")
+    max_iterations: int = Field(300, ge=1, description="Most L-BFGS iterations of one fit.")
+    validation_share: float = Field(0.3, gt=0, lt=1, description="Share of the groups held out to choose L2.")
+    balance: bool = Field(True, description="Weigh the classes equally.")
+    seed: int = Field(0, description="Seed of the inner split.")
+
+
+class EmbeddingSpec(FrozenModel):
+    """How a task is embedded."""
+
+    estimator: str = Field("montecarlo", description="Fisher estimator: exact, montecarlo.")
+    draws: int = Field(1024, ge=16, description="montecarlo: budget of (image, class) draws, one backward pass each.")
+    max_images: int = Field(512, ge=2, description="At most this many images enter the Fisher, a seeded sample.")
+    beta: float = Field(
+        1e-7, ge=0, description="Weight of the prior; the trivial embedding is 2 beta / mean squared weight."
+    )
+    batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
+    seed: int = Field(0, description="Seed of the draws.")
+    head: HeadSpec = Field(HeadSpec(), description="Training of the head on the probe's features.")
+
+
+class TrainingSpec(FrozenModel):
+    """Fine-tuning of an expert, head first, then all layers with BatchNorm frozen."""
+
+    steps: int = Field(96, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(64, ge=2, description="Images in one step.")
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW; warm-up, then cosine decay.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of AdamW.")
+    shift: int = Field(4, ge=0, description="Random translation in pixels, as augmentation.")
+    seed: int = Field(0, description="Seed of batches and augmentation.")
+
+
+class ExpertRule(FrozenModel):
+    """One expert: the task, or the collection of related tasks, that it is fine-tuned on."""
+
+    name: str = Field(description="Name of the expert.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$")
+    tasks: list[str] = Field(
+        min_length=1, description="Task ids or glob patterns; together they are trained with joint heads."
+    )
+
+
+class ExpertsSpec(FrozenModel):
+    """The shelf of experts. The generic one (the probe's own weights) is always the first."""
+
+    rules: list[ExpertRule] = Field(
+        default_factory=list, description="Experts to fine-tune from the probe's architecture."
+    )
+    training: TrainingSpec = Field(TrainingSpec(), description="Fine-tuning.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ExpertsSpec:
+        names = [rule.name for rule in self.rules]
+        double = sorted({n for n in names if names.count(n) > 1} | ({"generic"} & set(names)))
+        if double:
+            raise ValueError(f"expert names must differ from each other and from 'generic'; got {double} twice")
+        return self
+
+
+class EvaluationSpec(FrozenModel):
+    """How a cell of the error matrix is made."""
+
+    head: HeadSpec = Field(HeadSpec(), description="Training of the heads on the experts' features.")
+    batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
+
+
+class Model2VecSpec(FrozenModel):
+    """MODEL2VEC: m_i = F_i + b_i (Sect. 3.4)."""
+
+    alpha: float = Field(0.15, description="Weight of complexity in the asymmetric distance (Sect. 3.3).")
+    labels: Literal["hard", "soft"] = Field(
+        "soft", description="hard: the best expert (ties share); soft: softmax of -sharpness x standardised error."
+    )
+    sharpness: float = Field(2.0, gt=0, description="soft labels: weight of the standardised error.")
+    l2: tuple[float, ...] = Field(
+        (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        min_length=1,
+        description="Penalties on the model bias to choose from by cross-validation.",
+    )
+    folds: int = Field(5, ge=2, description="Folds of the inner cross-validation over tasks.")
+    seed: int = Field(0, description="Seed of the folds.")
+
+
+class SelectionSpec(FrozenModel):
+    """How selectors are judged."""
+
+    metric: Literal["error", "balanced_error"] = Field("balanced_error", description="Which error of a cell counts.")
+    floor: float = Field(0.01, gt=0, description="Errors below this count as this in ratios to the oracle.")
+    n_bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples over tasks.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Mass of the bootstrap intervals.")
+    seed: int = Field(0, description="Seed of the bootstrap.")
+
+
+class PipelineConfig(FrozenModel):
+    """The main job, from sources to the report. `examples/demo.yaml` is one."""
+
+    name: str = Field(
+        description="Name of the run; the default store is `runs/NAME`.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )
+    sources: list[SourceSpec] = Field(min_length=1, description="Datasets that tasks are cut from.")
+    library: LibrarySpec = Field(description="Rules that cut the tasks.")
+    probe: ProbeSpec = Field(ProbeSpec(), description="The network that embeds.")
+    embedding: EmbeddingSpec = Field(EmbeddingSpec(), description="How tasks are embedded.")
+    experts: ExpertsSpec = Field(ExpertsSpec(), description="The experts to choose from.")
+    evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How experts are judged on tasks.")
+    model2vec: Model2VecSpec = Field(Model2VecSpec(), description="The joint embedding of experts and tasks.")
+    selection: SelectionSpec = Field(SelectionSpec(), description="How selectors are compared.")
+    max_failed_share: float = Field(
+        0.05, ge=0, le=1, description="A stage that loses more than this share of its units ends Failed."
+    )
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> PipelineConfig:
+        names = [s.name for s in self.sources]
+        double = sorted({n for n in names if names.count(n) > 1})
+        if double:
+            raise ValueError(f"source names must differ; got {double} twice")
+        for rule in self.library.rules:
+            if rule.source not in names:
+                raise ValueError(f"a library rule names source {rule.source!r}; the sources are {names}")
+        return self
+
+
+def _field_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys allowed at ``location`` of ``model``; empty where that is not a model."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
+            return []
+        annotation = current.model_fields[part].annotation
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        current = inner[0] if inner else annotation
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []
+
+
+def explain_validation_error(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    """One line per problem: where it is, what was got, what was wanted; unknown keys get the nearest known one."""
+    lines = []
+    for problem in error.errors():
+        location = tuple(problem["loc"])
+        dotted = ".".join(str(part) for part in location) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            known = _field_names(model, location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key {dotted!r}; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"missing key {dotted!r}")
+        else:
+            lines.append(f"{dotted}: {problem['msg']} (got {problem.get('input')!r:.80})")
+    return ConfigError(f"{where}: " + "; ".join(lines))
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read and validate a YAML configuration.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or does not fit; every problem is named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no configuration at {str(path)!r}; wanted a YAML file such as examples/demo.yaml")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, wanted a mapping of keys; see examples/demo.yaml")
+    try:
+        return PipelineConfig.model_validate(content)
+    except ValidationError as error:
+        raise explain_validation_error(error, PipelineConfig, str(path)) from error

@@ -1,0 +1,260 @@
+"""TASK2VEC: a task as the filter-wise Fisher information of the probe, with a head trained for the task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from t2v_core.config import EmbeddingSpec, HeadSpec
+from t2v_core.errors import DataError, TaskError
+from t2v_core.features import extract_features
+from t2v_core.fisher import ESTIMATORS, estimate_fisher
+from t2v_core.heads import HeadFit, fit_head
+from t2v_core.images import decode_image
+from t2v_core.probes import Probe
+
+__all__ = ["Layer", "TaskEmbedding", "canonical_labels", "embed_features", "embed_task", "trivial_embedding"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer's filters are in the vector."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def slice(self) -> slice:
+        """``vector[layer.slice]``"""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskEmbedding:
+    """A task in the space of a probe's filters.
+
+    ``vector = F + t0``: the filter-wise Fisher information (per sample, mean over images and over each filter's
+    weights) plus the trivial embedding, which is what a task with no information gets. It is the optimum of the
+    paper's variational objective in the limit of small noise, ``F + beta lambda^2 / (2N) I`` (Sect. 3.1), in the
+    reference implementation's scaling of the prior, ``2 beta / mean squared weight of the layer``.
+    """
+
+    vector: np.ndarray
+    """``[P]`` float32, filters in layer order."""
+    trivial: np.ndarray
+    """``[P]`` float32, t0 of the same probe and beta."""
+    noise: np.ndarray
+    """``[P]`` float32, standard error of `vector` from disjoint groups of images (images and draws)."""
+    groups: np.ndarray
+    """``[G, P]`` float32, the embedding from each group of images; what intervals of distances are made from."""
+    domain: np.ndarray
+    """``[D]`` float32, the domain embedding: mean features over the training images (C1's first moment)."""
+    layers: tuple[Layer, ...]
+    probe: str
+    """Architecture and digest of the weights."""
+    estimator: str
+    beta: float
+    seed: int
+    n_classes: int
+    n_images: int
+    """Unique images that the Fisher is a mean over."""
+    n_passes: int
+    exact: bool
+    """Whether the sum over labels was exact."""
+    head_loss: float
+    """Cross entropy on the training rows, nats."""
+    head_accuracy: float
+    head_error: float
+    """Balanced error on held-out groups of the training rows; NaN where none could be held out."""
+    head_l2: float
+    seconds: float
+    """Wall time of head and Fisher."""
+    device: str
+
+    @property
+    def complexity(self) -> float:
+        """L1 norm of the Fisher information (distance from the origin in Fig. 2), prior left out."""
+        return float(np.abs(self.vector.astype(np.float64) - self.trivial).sum())
+
+
+def canonical_labels(labels: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Classes numbered by first appearance, ``[N]`` int64: the same for every permutation of the labels' names."""
+    seen: dict[Any, int] = {}
+    values = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    return np.array([seen.setdefault(v, len(seen)) for v in values], dtype=np.int64)
+
+
+def trivial_embedding(probe: Probe, beta: float) -> np.ndarray:
+    """t0 ``[P]``: ``2 beta / mean squared weight`` of each filter's layer; what a constant loss gives."""
+    parts = [np.full(u.n_filters, 2.0 * beta / max(u.mean_square, 1e-30)) for u in probe.units]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _fisher_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most ``limit`` rows, ascending; every class keeps its share, and at least one row."""
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels))
+    for c in np.unique(labels):
+        of_class = order[labels[order] == c]
+        rank[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    return np.sort(np.argsort(rank, kind="stable")[:limit])
+
+
+def embed_features(
+    probe: Probe,
+    features: np.ndarray,
+    labels: np.ndarray,
+    load_images: Callable[[np.ndarray], np.ndarray],
+    spec: EmbeddingSpec | None = None,
+    *,
+    groups: np.ndarray | None = None,
+) -> TaskEmbedding:
+    """Embed a task whose probe features are known.
+
+    Args:
+        probe: the network that embeds.
+        features: ``[N, D]`` of the training images.
+        labels: ``[N]``, of any kind; only which rows share a label matters.
+        load_images: row indices ``[M]`` to images ``[M, H, W, 3]`` uint8 of the probe's size.
+        spec: estimator, budgets, prior, head.
+        groups: ``[N]``; rows of a group are held out together when the head's L2 is chosen.
+
+    Raises:
+        TaskError: fewer than two classes.
+        UnknownNameError: no such estimator.
+        ComputeError: a result that is not finite.
+    """
+    spec = spec or EmbeddingSpec()
+    ESTIMATORS[spec.estimator]
+    began = time.perf_counter()
+    numbered = canonical_labels(labels)
+    head = fit_head(features, numbered, spec.head, groups=groups)
+    rows = _fisher_rows(numbered, spec.max_images, spec.seed)
+    images = load_images(rows)
+    return _finish(probe, features, numbered, head, images, spec, began)
+
+
+def _finish(
+    probe: Probe,
+    features: np.ndarray,
+    labels: np.ndarray,
+    head: HeadFit,
+    images: np.ndarray,
+    spec: EmbeddingSpec,
+    began: float,
+) -> TaskEmbedding:
+    estimate = estimate_fisher(
+        probe,
+        (torch.as_tensor(head.weight), torch.as_tensor(head.bias)),
+        probe.transform.to_tensor(images, dtype=probe.dtype),
+        spec.estimator,
+        draws=spec.draws,
+        seed=spec.seed,
+        batch_size=spec.batch_size,
+    )
+    t0 = trivial_embedding(probe, spec.beta)
+    groups = estimate.groups.numpy()
+    noise = groups.std(0, ddof=1) / np.sqrt(len(groups)) if len(groups) > 1 else np.full(groups.shape[1], np.nan)
+    return TaskEmbedding(
+        vector=(estimate.filters.numpy() + t0).astype(np.float32),
+        trivial=t0,
+        noise=noise.astype(np.float32),
+        groups=(groups + t0).astype(np.float32),
+        domain=np.asarray(features, dtype=np.float64).mean(0).astype(np.float32),
+        layers=tuple(Layer(u.name, u.start, u.stop) for u in probe.units),
+        probe=f"{probe.name}:{probe.digest}",
+        estimator=spec.estimator,
+        beta=spec.beta,
+        seed=spec.seed,
+        n_classes=int(labels.max()) + 1,
+        n_images=estimate.n_images,
+        n_passes=estimate.n_passes,
+        exact=estimate.exact,
+        head_loss=head.loss,
+        head_accuracy=head.accuracy,
+        head_error=head.held_out_error,
+        head_l2=head.l2,
+        seconds=time.perf_counter() - began,
+        device=str(probe.device),
+    )
+
+
+def _as_uint8(probe: Probe, image: Any) -> np.ndarray:
+    """One image of a user's dataset, as the probe wants it: PIL, encoded bytes, ``[H, W, 3]`` or ``[3, H, W]``."""
+    from PIL import Image
+
+    if isinstance(image, bytes):
+        image = decode_image(image)
+    if isinstance(image, Image.Image):
+        return probe.transform.to_uint8(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim != 3 or array.shape[2] not in (1, 3):
+        raise DataError(f"got an image of shape {array.shape}; wanted PIL, bytes, [H, W], [H, W, 3] or [3, H, W]")
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.dtype != np.uint8:
+        if array.min() < 0 or array.max() > 1:
+            raise DataError(
+                f"got a {array.dtype} image with values in [{array.min():.3g}, {array.max():.3g}]; "
+                "wanted uint8 or [0, 1]; "
+                "give images before normalisation, the probe normalises them"
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    return probe.transform.to_uint8(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def embed_task(
+    probe: Probe,
+    dataset: Any,
+    estimator: str = "montecarlo",
+    seed: int = 0,
+    *,
+    spec: EmbeddingSpec | None = None,
+    head: HeadSpec | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TaskEmbedding:
+    """Embed a task: train a head on the probe's features, then take the filter-wise Fisher information.
+
+    Args:
+        probe: from `load_probe` or `probe_from_module`.
+        dataset: any map-style dataset of (image, label), or a pair of arrays (images, labels). Images: PIL, encoded
+            bytes, uint8 or floats in [0, 1]; not yet normalised, and without random augmentation. Labels: anything
+            hashable; their names and order do not matter.
+        estimator: ``montecarlo`` or ``exact``.
+        seed: of all draws; the same seed gives the same bytes.
+        spec: all other settings.
+        head: head settings, in place of the spec's.
+        progress: called with (images done, images in all) while features are made.
+
+    Raises:
+        UnknownNameError: no such estimator.
+        TaskError: no images, or fewer than two classes.
+        DataError: images of a wrong shape or range.
+    """
+    settings = (spec or EmbeddingSpec()).model_copy(update={"estimator": estimator, "seed": seed})
+    if head is not None:
+        settings = settings.model_copy(update={"head": head})
+    ESTIMATORS[settings.estimator]
+    if isinstance(dataset, tuple) and len(dataset) == 2:
+        pairs = list(zip(dataset[0], np.asarray(dataset[1]).tolist(), strict=True))
+    else:
+        pairs = [dataset[i] for i in range(len(dataset))]
+    if not pairs:
+        raise TaskError("the dataset is empty; wanted at least two classes of images")
+    labels = canonical_labels([label.item() if hasattr(label, "item") else label for _, label in pairs])
+    images = np.stack([_as_uint8(probe, image) for image, _ in pairs])
+    features = extract_features(probe, images, batch_size=settings.batch_size, progress=progress)
+    return embed_features(probe, features, labels, lambda rows: images[rows], settings)

@@ -1,0 +1,43 @@
+"""Features of an extractor over images, in batches, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from t2v_core.errors import ComputeError
+from t2v_core.probes import Probe
+
+__all__ = ["extract_features"]
+
+
+@torch.inference_mode()
+def extract_features(
+    probe: Probe,
+    images: np.ndarray,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Features ``[N, D]`` float32 of images ``[N, H, W, 3]`` uint8, already of the probe's size.
+
+    Args:
+        probe: the extractor.
+        images: as `ImageTransform.to_uint8` gives them.
+        batch_size: images in a forward pass; does not change the result beyond rounding.
+        progress: called with (images done, images in all) after each batch.
+
+    Raises:
+        ComputeError: features that are not finite.
+    """
+    out = np.empty((len(images), probe.n_features), dtype=np.float32)
+    for start in range(0, len(images), batch_size):
+        batch = probe.transform.to_tensor(images[start : start + batch_size], dtype=probe.dtype).to(probe.device)
+        out[start : start + batch_size] = probe.network(batch).float().cpu().numpy()
+        if progress:
+            progress(min(start + batch_size, len(images)), len(images))
+    if not np.isfinite(out).all():
+        raise ComputeError(f"{probe.name}: features of {int((~np.isfinite(out)).any(1).sum())} images are not finite")
+    return out

@@ -1,0 +1,75 @@
+"""Which (image, class) pairs a Monte Carlo estimate runs a backward pass for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Draws", "importance_draws", "model_draws"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """M distinct (image, class) pairs with their weights: F = sum_m weight_m || sqrt(p_c) dz/dw . a_c ||^2."""
+
+    images: np.ndarray
+    """``[M]`` int64, ascending."""
+    classes: np.ndarray
+    """``[M]`` int64."""
+    weights: np.ndarray
+    """``[M]`` float64; includes the 1/N of the mean over images and the multiplicity of repeated draws."""
+    n_draws: int
+    """Draws asked for; repeated pairs cost one pass."""
+
+
+def _collect(pairs: np.ndarray, weight_of: np.ndarray, n_classes: int, n_draws: int) -> Draws:
+    unique, counts = np.unique(pairs, return_counts=True)
+    return Draws(unique // n_classes, unique % n_classes, counts * weight_of[unique], n_draws)
+
+
+def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_share: float = 0.05) -> Draws:
+    """Unbiased importance sampling of the sum over images and classes, drawn systematically.
+
+    ``pi = 0.95 lambda / sum(lambda) + 0.05 uniform`` over the pairs with ``lambda > 0``; one uniform offset picks
+    ``n_draws`` equally spaced points of the cumulated pi, images in random order, the classes of an image adjacent,
+    so that the draws spread over images. A draw of pair (n, c) weighs ``1 / (N m pi)``.
+
+    Args:
+        importance: lambda ``[N, C]``, see `t2v_core.fisher.cotangents.importance`.
+        n_draws: m.
+        seed: of the order and the offset.
+        uniform_share: share of the uniform part, which bounds the weights.
+    """
+    n, c = importance.shape
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n)
+    value = np.maximum(importance.astype(np.float64), 0.0)
+    total, positive = value.sum(), value > 0
+    if total <= 0 or not np.isfinite(total):
+        return Draws(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), n_draws)
+    pi = (1 - uniform_share) * value / total + uniform_share * positive / positive.sum()
+    cumulated = np.cumsum(pi[order].reshape(-1))
+    points = (np.arange(n_draws) + rng.random()) / n_draws * cumulated[-1]
+    picked = np.searchsorted(cumulated, points, side="right").clip(max=n * c - 1)
+    pairs = order[picked // c] * c + picked % c
+    with np.errstate(divide="ignore"):
+        weight_of = np.where(positive, 1.0 / (n * n_draws * pi), 0.0).reshape(-1)
+    return _collect(pairs, weight_of, c, n_draws)
+
+
+def model_draws(probabilities: np.ndarray, n_draws: int, seed: int) -> Draws:
+    """Labels drawn from the model, y ~ p_w(y|x), images in turn (each ``n_draws / N`` times, to within one).
+
+    A draw of (n, y) estimates ``E_y ||a_y . dz/dw||^2``; since the pass uses ``sqrt(p_y) a_y`` it weighs
+    ``1 / (m p_y)``.
+    """
+    n, c = probabilities.shape
+    rng = np.random.default_rng(seed)
+    images = rng.permutation(n)[np.arange(n_draws) % n]
+    cumulated = np.cumsum(probabilities.astype(np.float64), axis=1)
+    cumulated /= cumulated[:, -1:]
+    classes = (rng.random(n_draws)[:, None] > cumulated[images]).sum(1).clip(max=c - 1)
+    with np.errstate(divide="ignore"):
+        weight_of = np.where(probabilities > 0, 1.0 / (n_draws * probabilities.astype(np.float64)), 0.0).reshape(-1)
+    return _collect(images * c + classes, weight_of, c, n_draws)

@@ -1,0 +1,263 @@
+r"""MODEL2VEC: experts and tasks in one space (Sect. 3.4).
+
+An expert is ``m_i = F_i + b_i``: the embedding of the task it was trained on plus a learned model bias, so that the
+softmax over experts of ``-gamma d_asym(m_i -> t)`` predicts the best expert for task t.
+
+The bias is written ``m_i = F_i exp(delta_i)``, ``b_i = F_i (exp(delta_i) - 1)``: it keeps m_i positive, whatever the
+scale of a filter, and the penalty ``l2/2 mean(delta_i^2)`` says the same for all filters. Where no task is known
+(the generic expert), F_i = 0 and the bias is all there is: it starts from the mean of the other experts.
+
+With P filters and few tasks the problem is solved in its dual. To first order in delta,
+``d(m_i -> t) = d(F_i -> t) + J_ti . delta_i``, and with the penalty the best delta_i lies in the span of the J_ti of
+the training tasks: ``delta_i = sum_t a_ti J_ti``. What is left is convex in T unknowns an expert, with the Gram
+matrices ``K_i = J_i J_i'`` computed once; leaving a task out costs a small solve. Predictions use the exact distance
+to m_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from t2v_core.config import Model2VecSpec
+from t2v_core.distances import symmetric_matrix
+from t2v_core.errors import DataError
+
+__all__ = ["Model2Vec", "fit_model2vec", "leave_one_task_out", "target_distribution"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model2Vec:
+    """Fitted expert vectors."""
+
+    vectors: np.ndarray
+    """``[E, P]`` float64, m_i."""
+    gamma: float
+    """Inverse temperature of the prediction."""
+    alpha: float
+    trivial: np.ndarray
+    """``[P]``, t0."""
+    l2: float
+    """The penalty that was chosen."""
+
+    def distances(self, tasks: np.ndarray) -> np.ndarray:
+        """d_asym(m_i -> t), ``[T, E]``."""
+        tasks = np.atleast_2d(tasks)
+        complexity = symmetric_matrix(self.vectors, self.trivial[None])[:, 0]
+        return np.asarray(symmetric_matrix(tasks, self.vectors) - self.alpha * complexity)
+
+    def probabilities(self, tasks: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """p(expert is best | task), ``[T, E]``."""
+        return _softmax(-self.gamma * self.distances(tasks), candidates)
+
+
+def _softmax(logits: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    if mask is not None:
+        logits = np.where(mask, logits, -np.inf)
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(e / e.sum(1, keepdims=True))
+
+
+def target_distribution(errors: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec) -> np.ndarray:
+    """What the k-way cross entropy predicts, ``[T, E]``, rows sum to one over the candidates.
+
+    ``hard``: the best expert, ties share. ``soft``: softmax of ``-sharpness (error - mean) / std`` of the row.
+    """
+    known = candidates & np.isfinite(errors)
+    if not known.any(1).all():
+        raise DataError(f"{int((~known.any(1)).sum())} tasks have no candidate with a known error")
+    masked = np.where(known, errors, np.nan)
+    if spec.labels == "hard":
+        best = np.where(known, masked == np.nanmin(masked, 1, keepdims=True), False)
+        return np.asarray(best / best.sum(1, keepdims=True))
+    deviation = np.nanstd(masked, 1, keepdims=True)
+    z = (masked - np.nanmean(masked, 1, keepdims=True)) / np.where(deviation > 0, deviation, 1.0)
+    return _softmax(-spec.sharpness * np.where(known, z, 0.0), known)
+
+
+def _symmetric_rows(m: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+    """d_sym row by row, ``[T]``, differentiable."""
+    total = (m + tasks).clamp_min(1e-300)
+    s = (m - tasks) / (2 * total)
+    d = m.shape[1]
+    s1, s2 = s.sum(1), s.square().sum(1)
+    r = ((d / 4 + s1 + s2) * (d / 4 - s1 + s2)).clamp_min(1e-300).sqrt()
+    return (d * s2 - s1.square()) / (r * (r + d / 4 - s2))
+
+
+@dataclass(frozen=True, eq=False)
+class _Linearised:
+    """Distances and their gradients at delta = 0."""
+
+    base: np.ndarray  # [E, P]
+    distances: np.ndarray  # [T, E]
+    jacobians: np.ndarray  # [E, T, P] float32, with respect to delta
+    grams: np.ndarray  # [E, T, T], divided by nothing
+
+
+def _linearise(tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: float) -> _Linearised:
+    rows = torch.from_numpy(np.ascontiguousarray(tasks, np.float64))
+    t0 = torch.from_numpy(np.ascontiguousarray(trivial, np.float64))[None]
+    distances = np.empty((len(tasks), len(base)))
+    jacobians = np.empty((len(base), len(tasks), base.shape[1]), np.float32)
+    grams = np.empty((len(base), len(tasks), len(tasks)))
+    for i, m in enumerate(base):
+        delta = torch.zeros(rows.shape, dtype=torch.float64, requires_grad=True)
+        d = _symmetric_rows(torch.from_numpy(m)[None] * delta.exp(), rows)
+        (to_task,) = torch.autograd.grad(d.sum(), delta)
+        own = torch.zeros(1, base.shape[1], dtype=torch.float64, requires_grad=True)
+        complexity = _symmetric_rows(torch.from_numpy(m)[None] * own.exp(), t0)
+        (to_trivial,) = torch.autograd.grad(complexity.sum(), own)
+        distances[:, i] = d.detach().numpy() - alpha * float(complexity.detach())
+        jacobian = (to_task - alpha * to_trivial).numpy()
+        jacobians[i] = jacobian
+        grams[i] = jacobian @ jacobian.T
+    return _Linearised(base, distances, jacobians, grams)
+
+
+def _solve_dual(
+    distances: np.ndarray, grams: np.ndarray, target: np.ndarray, candidates: np.ndarray, l2: float, p: int
+) -> tuple[np.ndarray, float]:
+    """Coefficients a ``[E, T]`` and gamma that minimise CE + l2/2 mean_p |delta_i|^2 + a weak prior on gamma."""
+    n, e = distances.shape
+    # K = V diag(s) V'; with delta_i = sqrt(P) J_i' V s^(-1/2) beta_i the penalty is l2/2 |beta_i|^2.
+    s, v = np.linalg.eigh(grams)
+    s = np.maximum(s, s.max(1, keepdims=True) * 1e-10)
+    factor = v * np.sqrt(s * p)[:, None, :]  # d = d0 + factor @ beta
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        beta, log_gamma = flat[:-1].reshape(e, n), flat[-1]
+        gamma = np.exp(log_gamma)
+        moved = distances + np.einsum("ets,es->te", factor, beta)
+        logits = -gamma * moved
+        masked = np.where(candidates, logits, -np.inf)
+        top = masked.max(1, keepdims=True)
+        log_z = top + np.log(np.exp(masked - top).sum(1, keepdims=True))
+        log_p = masked - log_z
+        loss = -np.where(target > 0, target * np.where(candidates, log_p, 0.0), 0.0).sum() / n
+        residual = (np.exp(log_p) - target) / n
+        prior = 0.01 * (log_gamma - np.log(10.0)) ** 2
+        gradient = np.empty_like(flat)
+        gradient[:-1] = (np.einsum("ets,te->es", factor, -gamma * residual) + l2 * beta).reshape(-1)
+        gradient[-1] = (residual * np.where(candidates, logits, 0.0)).sum() + 0.02 * (log_gamma - np.log(10.0))
+        return float(loss + 0.5 * l2 * np.square(beta).sum() + prior), gradient
+
+    start = np.zeros(e * n + 1)
+    start[-1] = np.log(10.0)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-6})
+    beta = found.x[:-1].reshape(e, n)
+    coefficients = np.einsum("ets,es->et", v / np.sqrt(s)[:, None, :], beta) * np.sqrt(p)
+    return coefficients, float(np.exp(found.x[-1]))
+
+
+def _cross_entropy(logits: np.ndarray, target: np.ndarray, candidates: np.ndarray) -> float:
+    p = _softmax(logits, candidates)
+    return float(-(target * np.log(np.maximum(p, 1e-12))).sum(1).mean())
+
+
+def _choose_l2(
+    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec, p: int
+) -> float:
+    """The penalty with the lowest cross entropy in an inner cross-validation over the training tasks."""
+    folds = np.random.default_rng(spec.seed).permutation(len(rows)) % min(spec.folds, len(rows))
+    scores = []
+    for l2 in spec.l2:
+        total = 0.0
+        for fold in np.unique(folds):
+            inside, outside = rows[folds != fold], rows[folds == fold]
+            grams = linear.grams[:, inside[:, None], inside]
+            a, gamma = _solve_dual(linear.distances[inside], grams, target[inside], candidates[inside], l2, p)
+            moved = linear.distances[outside] + np.einsum("est,et->se", linear.grams[:, outside[:, None], inside], a)
+            total += len(outside) * _cross_entropy(-gamma * moved, target[outside], candidates[outside])
+        scores.append(total)
+    return float(spec.l2[int(np.argmin(scores))])
+
+
+def _fit_rows(
+    linear: _Linearised,
+    rows: np.ndarray,
+    target: np.ndarray,
+    candidates: np.ndarray,
+    trivial: np.ndarray,
+    spec: Model2VecSpec,
+) -> Model2Vec:
+    p = linear.base.shape[1]
+    l2 = _choose_l2(linear, rows, target, candidates, spec, p) if len(spec.l2) > 1 else float(spec.l2[0])
+    grams = linear.grams[:, rows[:, None], rows]
+    a, gamma = _solve_dual(linear.distances[rows], grams, target[rows], candidates[rows], l2, p)
+    delta = np.stack([a[i] @ linear.jacobians[i, rows] for i in range(len(linear.base))])
+    return Model2Vec(linear.base * np.exp(np.clip(delta, -5, 5)), gamma, spec.alpha, trivial, l2)
+
+
+def _prepare(
+    tasks: np.ndarray, errors: np.ndarray, base: np.ndarray, candidates: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if tasks.shape[1] != base.shape[1] or errors.shape != (len(tasks), len(base)):
+        raise DataError(
+            f"got tasks {tasks.shape}, experts {base.shape}, errors {errors.shape}; wanted [T, P], [E, P], [T, E]"
+        )
+    known = np.isfinite(base).all(1) & (base > 0).any(1)
+    if not known.any():
+        raise DataError("no expert has a known task; MODEL2VEC needs at least one F_i")
+    filled = np.array(base, np.float64)
+    filled[~known] = base[known].mean(0)
+    allowed = np.isfinite(errors) if candidates is None else candidates & np.isfinite(errors)
+    return filled, allowed
+
+
+def fit_model2vec(
+    tasks: np.ndarray,
+    errors: np.ndarray,
+    base: np.ndarray,
+    trivial: np.ndarray,
+    spec: Model2VecSpec | None = None,
+    *,
+    candidates: np.ndarray | None = None,
+) -> Model2Vec:
+    """Fit the model biases on all tasks.
+
+    Args:
+        tasks: ``[T, P]`` task embeddings.
+        errors: ``[T, E]`` error matrix; NaN where a cell is not known.
+        base: ``[E, P]``, F_i of each expert; zeros or NaN where no task is known.
+        trivial: ``[P]``, t0.
+        spec: settings.
+        candidates: ``[T, E]`` bool, experts to choose among (a task's own expert left out, say); default all.
+
+    Raises:
+        DataError: shapes do not fit, or a task has no candidate.
+    """
+    spec = spec or Model2VecSpec()
+    filled, allowed = _prepare(tasks, errors, base, candidates)
+    target = target_distribution(errors, allowed, spec)
+    linear = _linearise(tasks, filled, trivial, spec.alpha)
+    return _fit_rows(linear, np.arange(len(tasks)), target, allowed, trivial, spec)
+
+
+def leave_one_task_out(
+    tasks: np.ndarray,
+    errors: np.ndarray,
+    base: np.ndarray,
+    trivial: np.ndarray,
+    spec: Model2VecSpec | None = None,
+    *,
+    candidates: np.ndarray | None = None,
+) -> np.ndarray:
+    """d_asym(m_i -> t) for every task from a model that was fitted, penalty included, without that task: ``[T, E]``.
+
+    Args and errors as `fit_model2vec`; at least three tasks.
+    """
+    spec = spec or Model2VecSpec()
+    if len(tasks) < 3:
+        raise DataError(f"got {len(tasks)} tasks; leaving one out needs at least three")
+    filled, allowed = _prepare(tasks, errors, base, candidates)
+    target = target_distribution(errors, allowed, spec)
+    linear = _linearise(tasks, filled, trivial, spec.alpha)
+    out = np.empty(errors.shape)
+    for t in range(len(tasks)):
+        rows = np.delete(np.arange(len(tasks)), t)
+        out[t] = _fit_rows(linear, rows, target, allowed, trivial, spec).distances(tasks[t])[0]
+    return out

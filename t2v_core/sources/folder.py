@@ -1,0 +1,117 @@
+"""A folder of images with a subfolder per class: the way in for one's own data."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from t2v_core.errors import ImageError, SourceError
+from t2v_core.fingerprints import fingerprint
+from t2v_core.sources.base import RawImage, SourceInfo
+
+__all__ = ["FolderSource"]
+
+_SPLITS = {"train": "train", "test": "test", "val": "test"}
+_MAX_BYTES = 512 * 2**20
+
+
+class _File(NamedTuple):
+    path: Path
+    parts: tuple[str, ...]
+    """Below the folder, the file's name last."""
+    size: int
+    mtime_ns: int
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource:
+    """``path/CLASS/IMAGE``, ``path/CLASS/SUBCLASS/IMAGE``, or the same below ``path/train`` and ``path/test``.
+
+    Every file in a subfolder is taken for an image, whatever its extension, and is rejected later if it is none.
+    Hidden files, files outside any subfolder and links that leave the folder are passed over.
+    """
+
+    path: str | Path
+    """The folder."""
+    name: str | None = None
+    """Name of the source; by default the folder's, in lower case with dashes."""
+    domain: str = "photographs"
+    """What the images look like, in a word."""
+    licence: str = "unknown"
+    """Licence of the images."""
+
+    @cached_property
+    def _files(self) -> tuple[_File, ...]:
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise SourceError(f"folder: {root} is not a folder; wanted one with a subfolder per class")
+        root = root.resolve()
+        try:
+            found = [file for file in _walk(root, root, (), frozenset({root})) if len(file.parts) > 1]
+        except OSError as error:
+            raise SourceError(f"folder: cannot list {root}: {error}; make it readable") from error
+        tops = {file.parts[0] for file in found}
+        if "train" in tops and len(tops) > 1 and tops <= _SPLITS.keys():
+            found = [file._replace(split=_SPLITS[file.parts[0]]) for file in found if len(file.parts) > 2]
+        if not found:
+            raise SourceError(
+                f"folder: no file in a subfolder of {root}; wanted CLASS/IMAGE, or train/CLASS/IMAGE and "
+                "test/CLASS/IMAGE (hidden files and links that leave the folder do not count)"
+            )
+        return tuple(found)
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the listing tells; no file is opened.
+
+        Raises:
+            SourceError: no such folder, or nothing in a subfolder of it.
+        """
+        listing = sorted(["/".join(file.parts), file.size, file.mtime_ns] for file in self._files)
+        slug = re.sub(r"[^a-z0-9]+", "-", Path(self.path).expanduser().resolve().name.lower()).strip("-")
+        return SourceInfo(
+            name=self.name or slug or "folder",
+            domain=self.domain,
+            revision=fingerprint(listing),
+            licence=self.licence,
+            label_columns=("label",),
+        )
+
+    def images(self) -> Iterator[RawImage]:
+        """In the order of their paths; the label is the path of the subfolder, ``/`` between its levels.
+
+        Raises:
+            SourceError: no such folder, or nothing in a subfolder of it.
+        """
+        for file in self._files:
+            lineage = file.parts[1:-1] if file.split else file.parts[:-1]
+            read = partial(_read, file.path, file.size)
+            yield RawImage("/".join(file.parts), read, {"label": "/".join(lineage)}, split=file.split)
+
+
+def _walk(folder: Path, root: Path, parts: tuple[str, ...], above: frozenset[Path]) -> Iterator[_File]:
+    """Regular files in the order of their names; ``above`` breaks rings of links."""
+    for path in sorted(folder.iterdir()):
+        real = Path(os.path.realpath(path))  # unlike `resolve`, silent on a link to itself
+        if path.name.startswith(".") or not real.is_relative_to(root):
+            continue
+        # A name that is not UTF-8 must still make a valid string for the table.
+        below = (*parts, os.fsencode(path.name).decode("utf-8", "backslashreplace"))
+        if real.is_dir():
+            if real not in above:
+                yield from _walk(path, root, below, above | {real})
+        elif real.is_file():
+            stat = real.stat()
+            yield _File(path, below, stat.st_size, stat.st_mtime_ns)
+
+
+def _read(path: Path, size: int) -> bytes:
+    if size > _MAX_BYTES:
+        raise ImageError(f"the file has {size} bytes; images of at most {_MAX_BYTES} are read")
+    return path.read_bytes()

@@ -1,0 +1,77 @@
+"""An S3 server on loopback for tests: moto, made as strict (or as lax) as the servers it stands for.
+
+Run as a script it prints its endpoint and serves until its standard input closes, so it never outlives the tests. It
+is a process of its own because Dask workers must reach it, and so that its warnings are not the tests'.
+
+moto looks at ``If-None-Match`` first and stores then, with room for another request in between; S3 does not. Hence one
+request at a time. Bucket names ask for the quirks of other servers and accounts:
+
+- ``readonly...``: every write is denied;
+- ``lax...``: ``If-None-Match`` is ignored, as old servers do;
+- ``terse...``: a failed condition is not named in the answer, as MinIO does.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+__all__ = ["strict"]
+
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_CONDITION = b"<Condition>If-None-Match</Condition>"
+
+
+def strict(app: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]) -> Any:
+    """``app`` with one request at a time, and the quirks that bucket names ask for."""
+    lock = threading.Lock()
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        # Creating the bucket itself ("/readonly-1") is allowed.
+        if path.startswith("/readonly") and method in ("PUT", "POST", "DELETE") and path.strip("/").count("/"):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(
+                "403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(_DENIED)))]
+            )
+            return [_DENIED]
+        if path.startswith("/lax"):
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        begun: list[Any] = []
+        with lock:
+            body = b"".join(app(environ, lambda *args: begun.append(args)))  # type: ignore[arg-type]
+        status, headers = begun[0][:2]
+        # moto and werkzeug both name themselves, which aiohttp does not take in Python's development mode.
+        headers = [(name, value) for name, value in headers if name.lower() != "server"]
+        if path.startswith("/terse") and _CONDITION in body:
+            body = body.replace(_CONDITION, b"")
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            headers.append(("Content-Length", str(len(body))))
+        start_response(status, headers)
+        return [body]
+
+    return answer
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+def main() -> None:
+    """Serve on a free port until standard input closes."""
+    app = strict(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
