@@ -122,7 +122,9 @@ class HeadSpec(FrozenModel):
     l2: tuple[float, ...] = Field(
         (1e-4, 1e-3, 1e-2, 1e-1), min_length=1, description="L2 strengths to choose from on a grouped inner validation."
     )
-    tolerance: float = Field(1e-4, gt=0, description="Largest absolute gradient entry at which the solver stops.")
+    tolerance: float = Field(
+        1e-4, gt=0, description="Largest gradient entry, in conditioned coordinates, at which the solver stops."
+    )
     max_iterations: int = Field(300, ge=1, description="Most L-BFGS iterations of one fit.")
     validation_share: float = Field(0.3, gt=0, lt=1, description="Share of the groups held out to choose L2.")
     balance: bool = Field(True, description="Weigh the classes equally.")

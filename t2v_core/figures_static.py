@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from t2v_core.arrange import PALETTE, Arrangement, arrange
@@ -24,6 +25,10 @@ __all__ = [
 ]
 
 _LABELLED = 40
+
+# The colours of the page, see templates/report.js.
+_CLOSENESS = LinearSegmentedColormap.from_list("closeness", ["#08306b", "#1c5a9c", "#4f93c9", "#a3cbe6", "#f3f8fc"])
+_DIFFERENCE = LinearSegmentedColormap.from_list("difference", ["#00508c", "#5fa5d3", "#f7f7f6", "#eda268", "#a84300"])
 
 
 def static_figures(data: ReportData, arrangement: Arrangement | None = None) -> dict[str, Figure]:
@@ -44,7 +49,7 @@ def static_distances(data: ReportData, placed: Arrangement) -> Figure:
     """Symmetric distances in clustered order (left of Fig. 2)."""
     order = placed.clustering.order
     figure, axes = _canvas(7.5, 6.5, "Symmetric TASK2VEC distance, clustered")
-    image = axes.imshow(data.distances[np.ix_(order, order)], cmap="cividis", interpolation="nearest")
+    image = axes.imshow(data.distances[np.ix_(order, order)], cmap=_CLOSENESS, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7, label="distance")
     ids = [data.tasks["task_id"].iloc[k] for k in order]
     _label(axes, "y", ids)
@@ -60,7 +65,7 @@ def static_error_matrix(data: ReportData, placed: Arrangement) -> Figure:
     reach = float(np.percentile(finite, 99)) if len(finite) else 0.0
     reach = reach or 1.0
     figure, axes = _canvas(8.5, 6.5, "Error minus the generic expert's (blue: better)")
-    image = axes.imshow(difference, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+    image = axes.imshow(difference, cmap=_DIFFERENCE, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7, label="difference in error")
     rows, columns = np.nonzero(data.own[order])
     axes.scatter(columns, rows, s=14, marker="s", facecolors="none", edgecolors="black", linewidths=0.8)

@@ -68,45 +68,77 @@ def _row_weights(labels: np.ndarray, n_classes: int, balance: bool) -> np.ndarra
     return np.asarray(1.0 / (counts[labels] * present.sum()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Rotated:
+    """Centred features in the eigenbasis of their weighted covariance: ``x = r V'`` and ``r' diag(w) r = diag(s)``.
+
+    The Hessian of the cross entropy is at most ``diag(s) / 2`` there (Boehning's bound), so that scaling coordinate j
+    by ``(s_j / 2 + l2)^(-1/2)`` conditions the problem for every L2 strength, from one decomposition. Where there are
+    fewer rows than features, the decomposition is of the rows' Gram matrix, and nothing is lost: the optimal weights
+    lie in the span of the rows.
+    """
+
+    rows: np.ndarray  # [N, R]
+    spectrum: np.ndarray  # [R], s
+    weights: np.ndarray  # [N], sum to one
+    back: np.ndarray  # [R, D], V'
+
+    @classmethod
+    def of(cls, x: np.ndarray, weights: np.ndarray) -> _Rotated:
+        root = np.sqrt(weights)[:, None]
+        y = root * x
+        wide = x.shape[0] < x.shape[1]
+        spectrum, basis = np.linalg.eigh(y @ y.T if wide else y.T @ y)
+        keep = spectrum > 1e-10 * max(float(spectrum[-1]), 1e-300)
+        spectrum, basis = spectrum[keep], basis[:, keep]
+        if wide:
+            return cls(basis * np.sqrt(spectrum) / root, spectrum, weights, (basis / np.sqrt(spectrum)).T @ y)
+        return cls(x @ basis, spectrum, weights, basis.T)
+
+
+@dataclass(frozen=True, eq=False)
 class _Solution:
-    parameters: np.ndarray  # [C, D + 1], the bias last
+    weight: np.ndarray  # [C, R] in rotated coordinates
+    bias: np.ndarray  # [C]
     iterations: int
     converged: bool
 
 
-def _solve(
-    x: np.ndarray, labels: np.ndarray, n_classes: int, l2: float, start: np.ndarray, spec: HeadSpec
-) -> _Solution:
-    """Minimise ``sum_n w_n CE_n + l2/2 ||W||^2`` over ``[W, b]``; the bias is not penalised."""
-    n, d = x.shape
-    weights = _row_weights(labels, n_classes, spec.balance)
+def _solve(data: _Rotated, labels: np.ndarray, l2: float, start: _Solution, spec: HeadSpec) -> _Solution:
+    """Minimise ``sum_n w_n CE_n + l2/2 ||W||^2`` over W and b; the bias is not penalised."""
+    n, r = data.rows.shape
+    c = len(start.bias)
+    scale = np.concatenate([1.0 / np.sqrt(data.spectrum / 2 + l2), [np.sqrt(2.0)]])
+    x = np.concatenate([data.rows, np.ones((n, 1))], axis=1) * scale
+    penalty = np.concatenate([l2 * scale[:r] ** 2, [0.0]])
     rows = np.arange(n)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = flat.reshape(n_classes, d + 1)
-        weight = parameters[:, :d]
-        log_p = _log_softmax(x @ weight.T + parameters[:, d])
-        loss = -(weights * log_p[rows, labels]).sum() + 0.5 * l2 * np.square(weight).sum()
+        u = flat.reshape(c, r + 1)
+        log_p = _log_softmax(x @ u.T)
+        loss = -(data.weights * log_p[rows, labels]).sum() + 0.5 * (penalty * u * u).sum()
         residual = np.exp(log_p)
         residual[rows, labels] -= 1.0
-        residual *= weights[:, None]
-        gradient = np.empty_like(parameters)
-        gradient[:, :d] = residual.T @ x + l2 * weight
-        gradient[:, d] = residual.sum(0)
-        return float(loss), gradient.reshape(-1)
+        residual *= data.weights[:, None]
+        return float(loss), (residual.T @ x + penalty * u).reshape(-1)
 
+    u0 = np.concatenate([start.weight, start.bias[:, None]], axis=1) / scale
     result = minimize(
         objective,
-        start.reshape(-1),
+        u0.reshape(-1),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": spec.max_iterations, "gtol": spec.tolerance, "ftol": 0.0, "maxcor": 20},
     )
     if not np.isfinite(result.fun):
         raise ComputeError("the head's loss is not finite; look for features that are not finite")
-    gradient = np.abs(objective(result.x)[1]).max()
-    return _Solution(result.x.reshape(n_classes, d + 1), int(result.nit), bool(gradient <= spec.tolerance * 1.0001))
+    solved = result.x.reshape(c, r + 1) * scale
+    converged = bool(np.abs(result.jac).max() <= spec.tolerance * 1.0001)
+    return _Solution(solved[:, :r], solved[:, r], int(result.nit), converged)
+
+
+def _zero(data: _Rotated, n_classes: int) -> _Solution:
+    return _Solution(np.zeros((n_classes, data.rows.shape[1])), np.zeros(n_classes), 0, False)
 
 
 def validation_mask(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -162,7 +194,7 @@ def fit_head(
     raw = np.asarray(features, dtype=np.float64)
     if not np.isfinite(raw).all():
         raise ComputeError(f"{int((~np.isfinite(raw)).any(1).sum())} of {len(raw)} feature rows are not finite")
-    mean = raw.mean(0)
+    mean = _row_weights(labels, c, spec.balance) @ raw
     x = raw - mean
     scale = float(np.sqrt(np.square(x).sum(1).mean())) or 1.0
     x /= scale
@@ -172,24 +204,24 @@ def fit_head(
     strengths = sorted(spec.l2, reverse=True)
     chosen = strengths[0]
     held = validation_mask(labels, groups, spec.validation_share, spec.seed)
-    start = np.zeros((c, x.shape[1] + 1))
     if held.any() and len(np.unique(labels[~held])) >= 2:
+        inside = _Rotated.of(x[~held], _row_weights(labels[~held], c, spec.balance))
+        outside = x[held] @ inside.back.T
         held_weights = _row_weights(labels[held], c, spec.balance)
+        warm = _zero(inside, c)
         best = np.inf
-        warm = start
         for l2 in strengths:
-            warm = _solve(x[~held], labels[~held], c, l2, warm, spec).parameters
-            log_p = _log_softmax(x[held] @ warm[:, :-1].T + warm[:, -1])
+            warm = _solve(inside, labels[~held], l2, warm, spec)
+            log_p = _log_softmax(outside @ warm.weight.T + warm.bias)
             loss = float(-(held_weights * log_p[np.arange(len(log_p)), labels[held]]).sum())
-            if loss < best:
-                best, chosen, start = loss, l2, warm
-                held_loss = loss
-                held_error = balanced_error(labels[held], log_p.argmax(1), c)
-            else:
+            if loss >= best:
                 break  # the held-out loss is unimodal in the strength, up to noise: weaker ones overfit more
-    solution = _solve(x, labels, c, chosen, start, spec)
-    weight = solution.parameters[:, :-1] / scale
-    bias = solution.parameters[:, -1] - weight @ mean
+            best, chosen, held_loss = loss, l2, loss
+            held_error = balanced_error(labels[held], log_p.argmax(1), c)
+    data = _Rotated.of(x, _row_weights(labels, c, spec.balance))
+    solution = _solve(data, labels, chosen, _zero(data, c), spec)
+    weight = solution.weight @ data.back / scale
+    bias = solution.bias - weight @ mean
     log_p = _log_softmax(raw @ weight.T + bias)
     return HeadFit(
         weight=weight,

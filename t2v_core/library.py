@@ -370,6 +370,8 @@ def _fitting(spec: TaskSpec, rule: TaskRule, library: LibrarySpec, annotations: 
         raise TaskError(f"no set of classes with {fewest_train} train and {fewest_test} test images each")
     if len(spec.classes) < 2:
         raise TaskError(f"one class only ({spec.classes[0]!r}); a task needs two")
+    if len(spec.classes) == 2 and spec.kind != "binary":
+        spec = spec.model_copy(update={"kind": "binary"})
     return Task(spec, tuple(map(int, train)), tuple(map(int, test)), _task_fingerprint(spec, rows, annotations))
 
 

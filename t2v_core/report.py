@@ -96,7 +96,7 @@ def headline(selection: pd.DataFrame, n_tasks: int) -> str:
         return f"{text}."
     gain = generic["relative_increase"] - best["relative_increase"]
     if abs(gain) < _TIE:
-        return f"{text}, and so does the generic expert: it makes no difference here."
+        return f"{text}. The generic expert does as well, so choosing makes no difference here."
     if gain > 0:
         text += f"; the generic expert’s is {_above(generic)} it."
     else:

@@ -438,7 +438,7 @@ def test_headline_tells_a_win_a_draw_and_a_loss() -> None:
     loss = headline(selection(TASK2VEC=0.4, generic=0.2, static=0.1), 12)
     assert "It loses to the generic expert" in loss
     tie = headline(selection(TASK2VEC=0.2, generic=0.2), 12)
-    assert tie.endswith("and so does the generic expert: it makes no difference here.")
+    assert tie.endswith("The generic expert does as well, so choosing makes no difference here.")
     assert "baseline “static” does better, at 10.0% [5.0, 15.0] above it" in loss
     assert headline(selection(chance=0.4), 1) == "1 task embedded; no selection of experts was judged."
 
