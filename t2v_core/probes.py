@@ -56,7 +56,7 @@ class Probe:
     name: str
     """Name of the architecture."""
     digest: str
-    """Hash of the weights."""
+    """Hash of the extractor's weights, the head not among them."""
     network: nn.Module
     """Images ``[N, 3, H, W]`` to features ``[N, D]``; eval mode, BatchNorm folded, weights frozen."""
     n_features: int
@@ -369,8 +369,8 @@ def probe_from_module(
 
     transform = transform or ImageTransform(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     network = copy.deepcopy(net).eval()
-    digest = _weights_digest(network)
     n_features = _cut_head(network, head)
+    digest = _weights_digest(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for module in network.modules():

@@ -1,0 +1,146 @@
+"""Dask: an existing cluster by its address, or a local one that starts when the first unit needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster
+from distributed import TimeoutError as DaskTimeoutError
+
+from flows._settings import unit_deadline
+from t2v_core.errors import ComputeError, ConfigError
+
+__all__ = ["Cluster", "shared_cluster"]
+
+# A scheduler without workers fails its tasks after a while, instead of letting a flow wait for ever.
+dask.config.set({"distributed.scheduler.no-workers-timeout": "300 s", "distributed.scheduler.allowed-failures": 3})
+
+
+class Cluster:
+    """Runs pure functions on Dask workers; one client per process, started when it is first used.
+
+    Args:
+        address: of a scheduler (``tcp://host:8786``); empty for a local cluster.
+        workers: processes of the local cluster; 0: one per core.
+    """
+
+    def __init__(self, address: str = "", workers: int = 0) -> None:
+        self.address = address
+        self.workers = workers or max(1, os.cpu_count() or 1)
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._local: LocalCluster | None = None
+        self._gpus = False
+        self._slots = threading.Semaphore(1)
+
+    @property
+    def dashboard(self) -> str:
+        """Link of the dashboard; empty while nothing runs."""
+        return str(self._client.dashboard_link) if self._client else ""
+
+    def client(self) -> Client:
+        """The client, started once.
+
+        Raises:
+            ConfigError: no scheduler answers at the address.
+        """
+        with self._lock:
+            if self._client is None:
+                if self.address:
+                    try:
+                        self._client = Client(self.address, set_as_default=False, timeout="20 s")
+                    except (OSError, DaskTimeoutError, ValueError) as error:
+                        raise ConfigError(
+                            f"no Dask scheduler answers at {self.address!r} ({type(error).__name__}); start one with "
+                            "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, or leave --dask out"
+                        ) from error
+                else:
+                    self._local = LocalCluster(
+                        n_workers=self.workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        dashboard_address="127.0.0.1:0",
+                        host="127.0.0.1",
+                        memory_limit=0,
+                        silence_logs=logging.ERROR,
+                    )
+                    self._client = Client(self._local, set_as_default=False)
+                info = self._client.scheduler_info(n_workers=-1)["workers"]
+                self._gpus = any("GPU" in w.get("resources", {}) for w in info.values())
+                # Two units for each thread of a worker: one runs, one is ready. More would only wait past its deadline.
+                self._slots = threading.Semaphore(2 * max(1, sum(w.get("nthreads", 1) for w in info.values())))
+            return self._client
+
+    def run(
+        self, function: Callable[..., dict[str, Any]], *args: Any, gpu: bool = False, label: str = ""
+    ) -> dict[str, Any]:
+        """Run one unit and wait for it.
+
+        Args:
+            function: pure and importable by the workers.
+            *args: small and picklable; tensors do not cross Dask.
+            gpu: ask for a GPU where the cluster has any.
+            label: for error messages.
+
+        Raises:
+            ComputeError: the unit passed its deadline, or killed its workers.
+        """
+        client = self.client()
+        resources = {"GPU": 1} if gpu and self._gpus else None
+        with self._slots:
+            future = client.submit(function, *args, pure=False, resources=resources)
+            try:
+                result: dict[str, Any] = future.result(timeout=unit_deadline())
+                return result
+            except DaskTimeoutError:
+                raise ComputeError(
+                    f"{label or function.__name__} passed its deadline of {unit_deadline():.0f} s; "
+                    "raise T2V_UNIT_DEADLINE or make the unit smaller"
+                ) from None
+            except KilledWorker:
+                raise ComputeError(
+                    f"{label or function.__name__} killed every worker that it ran on; "
+                    "most often the memory was too small for it"
+                ) from None
+            finally:
+                future.cancel(force=True)
+
+    def close(self) -> None:
+        """Stop what was started; an existing cluster goes on."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+            if self._local is not None:
+                self._local.close()
+                self._local = None
+
+
+_shared: dict[tuple[str, int], tuple[Cluster, int]] = {}
+_shared_lock = threading.Lock()
+
+
+@contextmanager
+def shared_cluster(address: str, workers: int = 0) -> Iterator[Cluster]:
+    """One cluster for all flows of this process: nested flows share the outermost one's."""
+    key = (address, workers)
+    with _shared_lock:
+        cluster, users = _shared.get(key, (Cluster(address, workers), 0))
+        _shared[key] = (cluster, users + 1)
+    try:
+        yield cluster
+    finally:
+        with _shared_lock:
+            cluster, users = _shared[key]
+            if users == 1:
+                del _shared[key]
+            else:
+                _shared[key] = (cluster, users - 1)
+        if users == 1:
+            cluster.close()

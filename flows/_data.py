@@ -1,0 +1,140 @@
+"""What workers read from the store: images, annotations, features, networks. Cached per process; keys never change."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+
+from flows._keys import features_key
+from flows._store import Store
+from t2v_core.config import FrozenModel
+from t2v_core.errors import StoreError
+from t2v_core.features import extract_features
+from t2v_core.images import ImageTransform, decode_image
+from t2v_core.library import Annotations
+from t2v_core.probes import Probe, load_probe
+
+__all__ = ["Extractor", "annotations", "features", "load_extractor", "load_images", "source_record", "weights_of"]
+
+CACHED_BYTES = 512 * 2**20
+"""A source whose decoded images are smaller is kept decoded in the worker."""
+ROWS_IN_GROUP = 256
+
+
+class Extractor(FrozenModel):
+    """A network by name: the probe's architecture and where its weights are."""
+
+    architecture: str
+    weights: str
+    """``imagenet``, ``random``, a file, or ``store:KEY`` for an expert's."""
+    image_size: int
+    seed: int = 0
+
+
+@lru_cache(maxsize=64)
+def source_record(store_url: str, prefix: str) -> dict[str, Any]:
+    """A packed source's record: shards, rejects, domain."""
+    record: dict[str, Any] = Store(store_url).read_json(f"{prefix}/source.json")
+    return record
+
+
+@lru_cache(maxsize=16)
+def annotations(store_url: str, prefix: str) -> Annotations:
+    """A packed source's annotation table."""
+    record = source_record(store_url, prefix)
+    table = Store(store_url).read_table(f"{prefix}/annotations.parquet")
+    return Annotations(record["name"], record["domain"], table.to_pandas())
+
+
+def weights_of(store_url: str, weights: str) -> str | dict[str, torch.Tensor]:
+    """Weights as `load_probe` wants them."""
+    if not weights.startswith("store:"):
+        return weights
+    data = Store(store_url).read(weights.removeprefix("store:"))
+    return {k: torch.from_numpy(v) for k, v in load(data).items()}
+
+
+@lru_cache(maxsize=3)
+def load_extractor(store_url: str, extractor: Extractor) -> Probe:
+    """The network, on a GPU where this worker has one."""
+    probe = load_probe(
+        extractor.architecture,
+        weights_of(store_url, extractor.weights),
+        seed=extractor.seed,
+        image_size=extractor.image_size,
+    )
+    return probe.to(torch.device("cuda")) if torch.cuda.is_available() else probe
+
+
+def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
+    """Images of the rows given, reading only the row groups that hold them."""
+    shards = source_record(store_url, prefix)["shards"]
+    starts = np.cumsum([0] + [s["rows"] for s in shards])
+    out = np.empty((len(rows), transform.size, transform.size, 3), np.uint8)
+    shard_of = np.searchsorted(starts, rows, side="right") - 1
+    for shard in np.unique(shard_of):
+        wanted = np.flatnonzero(shard_of == shard)
+        inside = rows[wanted] - starts[shard]
+        with Store(store_url).open_parquet(shards[shard]["key"]) as file:
+            for group in np.unique(inside // ROWS_IN_GROUP):
+                column = file.read_row_group(int(group), columns=["image"])["image"]
+                here = np.flatnonzero(inside // ROWS_IN_GROUP == group)
+                for i in here:
+                    image = decode_image(column[int(inside[i] % ROWS_IN_GROUP)].as_py())
+                    out[wanted[i]] = transform.to_uint8(image)
+    return out
+
+
+@lru_cache(maxsize=2)
+def _all_images(store_url: str, prefix: str, transform: ImageTransform) -> np.ndarray:
+    return _decode_rows(store_url, prefix, transform, np.arange(source_record(store_url, prefix)["n_images"]))
+
+
+def load_images(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
+    """Images ``[M, S, S, 3]`` uint8 of the rows of a packed source, as the extractor wants them."""
+    n = source_record(store_url, prefix)["n_images"]
+    if n * transform.size**2 * 3 <= CACHED_BYTES:
+        return np.asarray(_all_images(store_url, prefix, transform)[rows])
+    return _decode_rows(store_url, prefix, transform, rows)
+
+
+@lru_cache(maxsize=4)
+def _read_features(store_url: str, key: str) -> np.ndarray:
+    return np.asarray(load(Store(store_url).read(key))["features"].astype(np.float32))
+
+
+def features(
+    store_url: str, extractor: Extractor, digest: str, prefix: str, batch_size: int = 64
+) -> tuple[np.ndarray, float, bool]:
+    """Features ``[N, D]`` float32 of a whole source: read, or made and written (half precision) for the next one.
+
+    Returns:
+        The features as they were stored, seconds it took to make them (0 where they were read), and whether they
+        were made now.
+
+    Raises:
+        StoreError: what is stored does not fit the source.
+    """
+    key = features_key(digest, extractor.image_size, prefix)
+    store = Store(store_url)
+    n = source_record(store_url, prefix)["n_images"]
+    seconds, made = 0.0, False
+    if not store.exists(key):
+        began = time.perf_counter()
+        probe = load_extractor(store_url, extractor)
+        parts = []
+        for start in range(0, n, 4096):
+            rows = np.arange(start, min(start + 4096, n))
+            images = load_images(store_url, prefix, probe.transform, rows)
+            parts.append(extract_features(probe, images, batch_size=batch_size).astype(np.float16))
+        seconds, made = time.perf_counter() - began, True
+        store.put(key, save({"features": np.concatenate(parts)}))
+    values = _read_features(store_url, key)
+    if len(values) != n:
+        raise StoreError(f"{key} holds {len(values)} rows for a source of {n} images; delete it and run again")
+    return values, seconds, made

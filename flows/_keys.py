@@ -1,0 +1,85 @@
+"""Store keys: a readable prefix and the fingerprint of everything that shaped the object."""
+
+from __future__ import annotations
+
+from t2v_core.config import EmbeddingSpec, EvaluationSpec, Model2VecSpec, ProbeSpec, SelectionSpec, SourceSpec
+from t2v_core.experts import ExpertSpec
+from t2v_core.fingerprints import fingerprint, readable
+from t2v_core.library import Task
+
+__all__ = [
+    "block_key",
+    "embedding_fingerprint",
+    "embedding_key",
+    "expert_key",
+    "features_key",
+    "library_key",
+    "pointer_key",
+    "report_key",
+    "selection_prefix",
+    "source_prefix",
+]
+
+EMBEDDING_UNITS = "units/embeddings"
+BLOCK_UNITS = "units/error_matrix"
+EMBEDDINGS = "embeddings/part-0.parquet"
+ERROR_MATRIX = "error_matrix/part-0.parquet"
+
+
+def source_prefix(spec: SourceSpec, revision: str) -> str:
+    """Folder of a packed source; `source.json` in it is written last."""
+    shaping = spec.model_dump(mode="json", exclude={"name", "optional"})
+    return f"sources/{readable(spec.name)}-{fingerprint('source', shaping, revision)}"
+
+
+def library_key(name: str, digest: str) -> str:
+    """A task manifest."""
+    return f"libraries/{readable(name)}-{digest}.parquet"
+
+
+def features_key(digest: str, image_size: int, source: str) -> str:
+    """Features of an extractor (by the digest of its weights) over a packed source."""
+    return (
+        f"features/{digest}/{source.split('/')[-1]}-{fingerprint('features', digest, image_size, source)}.safetensors"
+    )
+
+
+def embedding_fingerprint(task: Task, probe: ProbeSpec, digest: str, spec: EmbeddingSpec) -> str:
+    """What an embedding is a function of. The batch size is not part of it."""
+    shaping = spec.model_dump(mode="json", exclude={"batch_size"})
+    return fingerprint("embedding", task.fingerprint, probe.name, digest, probe.image_size, shaping)
+
+
+def embedding_key(task_id: str, probe: str, digest: str) -> str:
+    """One task embedding."""
+    return f"{EMBEDDING_UNITS}/{readable(probe)}/{readable(task_id)}-{digest}.parquet"
+
+
+def expert_key(spec: ExpertSpec) -> str:
+    """Folder of an expert; `expert.json` in it is written last."""
+    shaping = spec.model_dump(mode="json", exclude={"name", "tasks"})
+    return f"experts/{readable(spec.name)}-{fingerprint('expert', shaping)}"
+
+
+def block_key(expert: str, digest: str, image_size: int, source: str, tasks: list[Task], spec: EvaluationSpec) -> str:
+    """A block of the error matrix: one expert on one source's tasks."""
+    shaping = spec.model_dump(mode="json", exclude={"batch_size"})
+    made_of = fingerprint("block", digest, image_size, source, [t.fingerprint for t in tasks], shaping)
+    return f"{BLOCK_UNITS}/{readable(expert)}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.parquet"
+
+
+def selection_prefix(
+    name: str, embeddings: list[str], blocks: list[str], experts: list[str], m2v: Model2VecSpec, spec: SelectionSpec
+) -> str:
+    """Folder of a fitted MODEL2VEC with its evaluation; `selection.json` in it is written last."""
+    return f"selections/{readable(name)}-{fingerprint('selection', embeddings, blocks, experts, m2v, spec)}"
+
+
+def report_key(name: str, selection: str) -> str:
+    """A report page."""
+    return f"reports/{readable(name)}-{fingerprint('report', selection)}.html"
+
+
+def pointer_key(name: str, stage: str) -> str:
+    """Where a config's newest result of a stage is written down; replaced, never relied on for resuming."""
+    return f"latest/{readable(name)}/{stage}.json"

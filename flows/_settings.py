@@ -1,0 +1,81 @@
+"""The environment, read here and nowhere else.
+
+| variable | meaning |
+|---|---|
+| T2V_STORE | store URL where none is given |
+| T2V_DASK | address of a Dask scheduler where none is given |
+| T2V_UNIT_DEADLINE | seconds after which one unit is given up (default 3600) |
+| MLFLOW_TRACKING_URI | MLflow server; default: sqlite beside the run |
+| PREFECT_API_URL | Prefect server; default: a temporary one on sqlite beside the run |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = [
+    "dask_address",
+    "embedded_services",
+    "mlflow_uri",
+    "prefect_home",
+    "run_folder",
+    "store_url",
+    "unit_deadline",
+]
+
+
+def run_folder(name: str) -> Path:
+    """Where a run keeps its local files: store, MLflow's and Prefect's databases."""
+    return Path("runs") / name
+
+
+def store_url(given: str, name: str) -> str:
+    """The store: what was given, else T2V_STORE, else a folder beside the run."""
+    return given or os.environ.get("T2V_STORE", "") or str(run_folder(name) / "store")
+
+
+def dask_address(given: str) -> str:
+    """A scheduler's address; empty for a local cluster."""
+    return given or os.environ.get("T2V_DASK", "")
+
+
+def unit_deadline() -> float:
+    """Seconds after which a unit is given up."""
+    return float(os.environ.get("T2V_UNIT_DEADLINE", "3600"))
+
+
+def mlflow_uri(name: str) -> str:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else a sqlite file beside the run."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if given:
+        return given
+    folder = run_folder(name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def prefect_home(name: str) -> Path:
+    """Where the temporary Prefect server keeps its database."""
+    return run_folder(name).resolve() / "prefect"
+
+
+def embedded_services(name: str) -> None:
+    """Set up this process for a run without any server: call before Prefect or MLflow is imported.
+
+    What the user has set stays as it is.
+    """
+    home = prefect_home(name)
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ:
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("PREFECT_HOME", str(home))
+        os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        # One write per batch of task runs; the default records about 20 runs a second.
+        os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE", "100")
+        os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")

@@ -1,0 +1,228 @@
+"""The units of work: pure functions of a store and a small payload, run on Dask workers.
+
+Workers need neither Prefect nor its API. A unit reads what keys point to, calls the core, writes one object
+create-only, and returns the key with its log records. A unit whose key is there already does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from safetensors.numpy import save
+from safetensors.torch import save as save_torch
+
+from flows._data import Extractor, annotations, features, load_extractor, load_images, weights_of
+from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
+from flows._store import Store
+from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec, SourceSpec
+from t2v_core.embedding import embed_features
+from t2v_core.errors import SourceError
+from t2v_core.experts import ExpertSpec, TrainingData, train_expert
+from t2v_core.library import TaskSpec, resolve_task
+from t2v_core.matrix import ErrorMatrix, expert_vectors
+from t2v_core.model2vec import fit_model2vec, leave_one_task_out
+from t2v_core.packing import pack_source, write_parquet_bytes
+from t2v_core.probes import build_network, load_probe
+from t2v_core.records import EmbeddingTable, embedding_row
+from t2v_core.sources import open_source
+from t2v_core.transfer import cells_table, evaluate_block
+
+__all__ = ["compact_unit", "embed_unit", "evaluate_unit", "features_unit", "fit_unit", "pack_unit", "train_unit"]
+
+SHARD_ROWS = 2048
+
+
+def _answer(key: str, wrote: bool, *messages: str) -> dict[str, Any]:
+    return {"key": key, "wrote": wrote, "records": [(logging.INFO, m) for m in messages]}
+
+
+def pack_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Pack one source: shards, annotations, and its record last."""
+    spec, prefix = SourceSpec.model_validate(payload["source"]), payload["prefix"]
+    store, done = Store(store_url), f"{payload['prefix']}/source.json"
+    if store.exists(done):
+        return _answer(done, False)
+    source = open_source(spec.loader, **spec.options)
+    info = source.info
+    shards: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
+    rejects: list[dict[str, str]] = []
+    packed = pack_source(
+        source,
+        image_size=spec.image_size,
+        max_pixels=spec.max_pixels,
+        limit=spec.limit,
+        test_share=spec.test_share,
+        seed=spec.seed,
+        shard_rows=SHARD_ROWS,
+    )
+    for shard in packed:
+        key = f"{prefix}/shard-{shard.index:05d}.parquet"
+        store.replace(key, write_parquet_bytes(shard.table))
+        shards.append({"key": key, "rows": len(shard.table)})
+        tables.append(shard.table.drop_columns(["image"]))
+        rejects += [{"image_id": r.image_id, "reason": r.reason} for r in shard.rejects]
+    table = pa.concat_tables(tables)
+    if len(table) == 0:
+        first = f"{rejects[0]['image_id']}: {rejects[0]['reason']}" if rejects else "it has none"
+        raise SourceError(f"source {spec.name!r}: none of its {len(rejects)} images can be used ({first})")
+    store.replace(f"{prefix}/annotations.parquet", write_parquet_bytes(table))
+    record = {
+        "name": spec.name,
+        "domain": info.domain,
+        "licence": info.licence,
+        "homepage": info.homepage,
+        "revision": info.revision,
+        "n_images": len(table),
+        "n_test": int(np.sum(np.array(table["split"].to_pylist()) == "test")),
+        "shards": shards,
+        "rejects": rejects,
+    }
+    wrote = store.put_json(done, record)
+    return _answer(done, wrote, f"{spec.name}: {len(table)} images packed, {len(rejects)} rejected")
+
+
+def features_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Features of one extractor on one source."""
+    extractor = Extractor.model_validate(payload["extractor"])
+    values, seconds, made = features(store_url, extractor, payload["digest"], payload["prefix"], payload["batch_size"])
+    return _answer(payload["key"], made, f"features of {len(values)} images in {seconds:.1f} s")
+
+
+def embed_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Embed one task from the training split."""
+    store, key = Store(store_url), payload["key"]
+    if store.exists(key):
+        return _answer(key, False)
+    task, spec = TaskSpec.model_validate(payload["task"]), EmbeddingSpec.model_validate(payload["embedding"])
+    extractor, prefix = Extractor.model_validate(payload["extractor"]), payload["prefix"]
+    rows, labels, groups = resolve_task(task, annotations(store_url, prefix)).part(test=False)
+    values, _, _ = features(store_url, extractor, payload["digest"], prefix, spec.batch_size)
+    probe = load_extractor(store_url, extractor)
+    embedding = embed_features(
+        probe,
+        values[rows],
+        labels,
+        lambda picked: load_images(store_url, prefix, probe.transform, rows[picked]),
+        spec,
+        groups=groups,
+    )
+    table = embedding_row(task.task_id, payload["task_fingerprint"], payload["fingerprint"], embedding)
+    wrote = store.put_table(key, table)
+    return _answer(
+        key,
+        wrote,
+        f"{task.task_id}: {embedding.n_images} images, {embedding.n_passes} passes, complexity "
+        f"{embedding.complexity:.3g}, {embedding.seconds:.1f} s",
+    )
+
+
+def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune one expert; weights and heads as safetensors, its record last."""
+    store, folder = Store(store_url), payload["key"]
+    done = f"{folder}/expert.json"
+    if store.exists(done):
+        return _answer(done, False)
+    spec, head = ExpertSpec.model_validate(payload["expert"]), HeadSpec.model_validate(payload["head"])
+    extractor = Extractor.model_validate(payload["extractor"])
+    probe = load_extractor(store_url, extractor)
+    data = []
+    for task_payload, prefix in payload["tasks"]:
+        task = TaskSpec.model_validate(task_payload)
+        rows, labels, _ = resolve_task(task, annotations(store_url, prefix)).part(test=False)
+        values, _, _ = features(store_url, extractor, probe.digest, prefix)
+        images = load_images(store_url, prefix, probe.transform, rows)
+        data.append(TrainingData(task.task_id, images, labels, values[rows]))
+    network = build_network(extractor.architecture, weights_of(store_url, extractor.weights), extractor.seed)
+    assert spec.training is not None
+    trained = train_expert(network, probe, data, spec.training, head=head)
+    digest = load_probe(spec.architecture, trained.state, image_size=spec.image_size).digest
+    store.replace(f"{folder}/weights.safetensors", save_torch(dict(trained.state)))
+    store.replace(f"{folder}/heads.safetensors", save_torch(dict(trained.heads)))
+    record = {
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "digest": digest,
+        "first_loss": trained.first_loss,
+        "last_loss": trained.last_loss,
+        "seconds": trained.seconds,
+        "device": str(probe.device),
+    }
+    wrote = store.put_json(done, record)
+    return _answer(
+        done, wrote, f"{spec.name}: loss {trained.first_loss:.3f} to {trained.last_loss:.3f} in {trained.seconds:.1f} s"
+    )
+
+
+def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """One block of the error matrix: features once, then the heads of all the source's tasks."""
+    store, key = Store(store_url), payload["key"]
+    if store.exists(key):
+        return _answer(key, False)
+    spec, prefix = EvaluationSpec.model_validate(payload["evaluation"]), payload["prefix"]
+    extractor = Extractor.model_validate(payload["extractor"])
+    values, seconds, _ = features(store_url, extractor, payload["digest"], prefix, spec.batch_size)
+    table = annotations(store_url, prefix)
+    tasks = [TaskSpec.model_validate(t) for t in payload["tasks"]]
+    began = time.perf_counter()
+    cells = evaluate_block(payload["expert"], values, [(t.task_id, resolve_task(t, table)) for t in tasks], spec.head)
+    heads = time.perf_counter() - began
+    block = cells_table(cells)
+    n = len(block)
+    extra = {
+        "source": pa.array([table.source] * n),
+        "expert_digest": pa.array([payload["digest"]] * n),
+        "task_fingerprint": pa.array(payload["task_fingerprints"]),
+        "features_seconds": pa.array([seconds] * n),
+        "n_images": pa.array([len(values)] * n),
+    }
+    for name, column in extra.items():
+        block = block.append_column(name, column)
+    wrote = store.put_table(key, block)
+    failed = sum(bool(c.reason) for c in cells)
+    return _answer(
+        key,
+        wrote,
+        f"{payload['expert']} on {table.source}: {n - failed} of {n} cells, "
+        f"features {seconds:.1f} s, heads {heads:.1f} s",
+    )
+
+
+def compact_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Gather unit objects into the Parquet datasets that people open."""
+    store = Store(store_url)
+    prefix, dataset = {"embeddings": (EMBEDDING_UNITS, EMBEDDINGS), "error_matrix": (BLOCK_UNITS, ERROR_MATRIX)}[
+        payload["dataset"]
+    ]
+    rows = store.compact(prefix, dataset, lambda data: pa.parquet.read_table(pa.BufferReader(data)))
+    return _answer(dataset, True, f"{dataset}: {rows} rows")
+
+
+def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """MODEL2VEC: fitted on all tasks, or leaving one task out in turn (with or without its own experts)."""
+    store, key = Store(store_url), payload["key"]
+    if store.exists(key):
+        return _answer(key, False)
+    began = time.perf_counter()
+    spec, trained_on = Model2VecSpec.model_validate(payload["model2vec"]), payload["trained_on"]
+    table = EmbeddingTable.of(store.read_table(EMBEDDINGS), payload["embeddings"])
+    cells = store.read_table(ERROR_MATRIX)
+    wanted = pa.compute.is_in(cells["unit"], pa.array(payload["blocks"]))
+    matrix = ErrorMatrix.of(cells.filter(wanted), table.task_ids, trained_on, payload["metric"])
+    base = expert_vectors(table.vectors, table.task_ids, trained_on)
+    keep = matrix.judged()
+    candidates = np.isfinite(matrix.errors) & ~(matrix.own if payload["leave_own_out"] else False)
+    args = (table.vectors[keep].astype(np.float64), matrix.errors[keep], base, table.trivial.astype(np.float64), spec)
+    if payload["what"] == "distances":
+        out = {"distances": leave_one_task_out(*args, candidates=candidates[keep])}
+    else:
+        model = fit_model2vec(*args, candidates=candidates[keep])
+        out = {"vectors": model.vectors, "base": base, "scalars": np.array([model.gamma, model.alpha, model.l2])}
+    wrote = store.put(key, save({k: np.ascontiguousarray(v) for k, v in out.items()}))
+    return _answer(key, wrote, f"MODEL2VEC {payload['what']} in {time.perf_counter() - began:.1f} s")

@@ -1,0 +1,54 @@
+"""evaluate-experts: the model x task error matrix, one block (expert, source) at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows._data import Extractor
+from flows._keys import BLOCK_UNITS, block_key
+from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._units import compact_unit, evaluate_unit
+from flows.ingest import library_of
+from t2v_core.library import Task
+
+__all__ = ["evaluate_experts"]
+
+
+def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: list[Task]) -> Unit:
+    size = run.config.probe.image_size
+    key = block_key(expert["name"], expert["digest"], size, prefix, tasks, run.config.evaluation)
+    extractor = Extractor(
+        architecture=run.config.probe.name, weights=expert["weights"], image_size=size, seed=run.config.probe.seed
+    )
+    payload = {
+        "key": key,
+        "expert": expert["name"],
+        "digest": expert["digest"],
+        "extractor": extractor.model_dump(),
+        "prefix": prefix,
+        "tasks": [t.spec.model_dump(mode="json") for t in tasks],
+        "task_fingerprints": [t.fingerprint for t in tasks],
+        "evaluation": run.config.evaluation.model_dump(mode="json"),
+    }
+    return Unit(f"{expert['name']} on {source}", key, payload)
+
+
+@flow(
+    name="evaluate-experts",
+    flow_run_name="evaluate-experts[{params.config}]",
+    task_runner=threads(),
+    persist_result=False,
+)
+def evaluate_experts(params: StageParams) -> StageResult:
+    """Features of each expert on each source, once; then a head and a test error for every task of the source."""
+    with open_run(params) as run:
+        sources, experts = run.pointed("sources")["sources"], run.pointed("experts")["experts"]
+        by_source = library_of(run).by_source()
+        units = [_unit(run, e, s, sources[s], tasks) for e in experts for s, tasks in by_source.items()]
+        result = run_units(run, "evaluate experts", evaluate_unit, units, folder=BLOCK_UNITS, gpu=True)
+        compact_unit(run.store.url, {"dataset": "error_matrix"})
+        failed = {unit for unit, _ in result.failures}
+        run.point("error_matrix", {"blocks": sorted(u.key for u in units if u.label not in failed)})
+        return result

@@ -1,0 +1,65 @@
+"""train-experts: fine-tune each expert of the config from the probe's weights; weights in the store as safetensors."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+
+from flows._keys import expert_key
+from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._units import train_unit
+from flows.ingest import library_of
+from t2v_core.experts import GENERIC, ExpertSpec, expert_specs
+from t2v_core.library import Task
+
+__all__ = ["train_experts"]
+
+
+def _unit(run: Run, spec: ExpertSpec, tasks: dict[str, Task], sources: dict[str, str]) -> Unit:
+    folder = expert_key(spec)
+    payload = {
+        "key": folder,
+        "expert": spec.model_dump(mode="json"),
+        "extractor": run.generic.model_dump(),
+        "head": run.config.embedding.head.model_dump(mode="json"),
+        "tasks": [(tasks[t].spec.model_dump(mode="json"), sources[tasks[t].spec.source]) for t in spec.tasks],
+    }
+    return Unit(spec.name, f"{folder}/expert.json", payload)
+
+
+def _shelf(run: Run, specs: list[ExpertSpec], failed: set[str]) -> list[dict[str, object]]:
+    """What later stages need of each expert: its digest, where its weights are, the tasks it was trained on."""
+    generic = {"name": GENERIC, "digest": run.probe.digest, "weights": run.generic.weights, "tasks": [], "seconds": 0.0}
+    shelf: list[dict[str, object]] = [generic]
+    for spec in specs:
+        if spec.name not in failed:
+            folder = expert_key(spec)
+            record = run.store.read_json(f"{folder}/expert.json")
+            shelf.append(
+                {
+                    "name": spec.name,
+                    "digest": record["digest"],
+                    "weights": f"store:{folder}/weights.safetensors",
+                    "tasks": list(spec.tasks),
+                    "seconds": record["seconds"],
+                }
+            )
+    return shelf
+
+
+@flow(name="train-experts", flow_run_name="train-experts[{params.config}]", task_runner=threads(), persist_result=False)
+def train_experts(params: StageParams) -> StageResult:
+    """Fine-tune the experts that are not in the store yet. The generic one is the probe's own weights."""
+    with open_run(params) as run:
+        sources = run.pointed("sources")["sources"]
+        tasks = {t.task_id: t for t in library_of(run).tasks}
+        fingerprints = {t: task.fingerprint for t, task in tasks.items()}
+        rules, training = run.config.experts.rules, run.config.experts.training
+        specs, unmatched = expert_specs(rules, fingerprints, run.probe, training)
+        trained = [s for s in specs if s.name != GENERIC]
+        units = [_unit(run, s, tasks, sources) for s in trained]
+        result = run_units(run, "train experts", train_unit, units, folder="experts", gpu=True)
+        for name, reason in unmatched:
+            get_run_logger().warning("expert %s left out: %s", name, reason)
+        result.notes = [f"expert {name} left out: {reason}" for name, reason in unmatched]
+        run.point("experts", {"experts": _shelf(run, trained, {u for u, _ in result.failures})})
+        return result

@@ -1,0 +1,72 @@
+"""The model x task error matrix, assembled from cells, and which expert was trained on which task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from t2v_core.errors import DataError
+
+__all__ = ["ErrorMatrix", "expert_vectors"]
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorMatrix:
+    """Test errors of E experts on T tasks."""
+
+    task_ids: tuple[str, ...]
+    experts: tuple[str, ...]
+    errors: np.ndarray
+    """``[T, E]`` float64; NaN where a cell failed or was not tried."""
+    own: np.ndarray
+    """``[T, E]`` bool: the expert was trained on that very task, alone or in a collection."""
+
+    @classmethod
+    def of(
+        cls, cells: pa.Table, task_ids: Sequence[str], trained_on: Mapping[str, Sequence[str]], metric: str
+    ) -> ErrorMatrix:
+        """Assemble.
+
+        Args:
+            cells: rows with expert, task_id and the metric; of these experts and tasks only the wanted ones count.
+            task_ids: rows of the matrix.
+            trained_on: expert to the tasks it was trained on; its order is that of the columns.
+            metric: column of ``cells``: ``error`` or ``balanced_error``.
+
+        Raises:
+            DataError: two different values for one cell.
+        """
+        experts = tuple(trained_on)
+        row, column = {t: i for i, t in enumerate(task_ids)}, {e: i for i, e in enumerate(experts)}
+        errors = np.full((len(task_ids), len(experts)), np.nan)
+        columns = [cells[name].to_pylist() for name in ("expert", "task_id", metric)]
+        for expert, task, value in zip(*columns, strict=True):
+            if expert in column and task in row and np.isfinite(value):
+                at = row[task], column[expert]
+                if np.isfinite(errors[at]) and errors[at] != value:
+                    raise DataError(f"two errors of expert {expert!r} on task {task!r}: {errors[at]} and {value}")
+                errors[at] = value
+        own = np.array([[t in set(trained_on[e]) for e in experts] for t in task_ids], bool)
+        return cls(tuple(task_ids), experts, errors, own.reshape(errors.shape))
+
+    def judged(self) -> np.ndarray:
+        """Tasks ``[T]`` bool that have a known error of at least two experts that were not trained on them."""
+        return np.asarray((np.isfinite(self.errors) & ~self.own).sum(1) >= 2)
+
+
+def expert_vectors(vectors: np.ndarray, task_ids: Sequence[str], trained_on: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """F_i of each expert, ``[E, P]``: the mean of the embeddings of the tasks it was trained on.
+
+    Training with joint heads minimises the mean of the tasks' losses, and the Fisher information of that is the mean of
+    theirs. Zeros where no task is known, as the paper has it (Sect. 3.4). Works for any vectors of tasks.
+    """
+    position = {t: i for i, t in enumerate(task_ids)}
+    out = np.zeros((len(trained_on), vectors.shape[1]))
+    for i, tasks in enumerate(trained_on.values()):
+        rows = [position[t] for t in tasks if t in position]
+        if rows:
+            out[i] = vectors[rows].astype(np.float64).mean(0)
+    return out

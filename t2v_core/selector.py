@@ -1,0 +1,148 @@
+"""The selector: all that is needed to rank experts for an embedding, in one small file without pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from t2v_core.distances import symmetric_matrix
+from t2v_core.errors import DataError
+from t2v_core.model2vec import Model2Vec
+
+__all__ = ["Selector"]
+
+TIE = 0.05
+"""An expert is told apart from the first where fewer than this share of resamples put it before the first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selector:
+    """MODEL2VEC with the names, the training tasks and the costs of its experts."""
+
+    model: Model2Vec
+    experts: tuple[str, ...]
+    base: np.ndarray
+    """``[E, P]``, F_i; zeros where no task is known."""
+    probe: str
+    """Architecture and digest of the weights that the embeddings are by."""
+    probe_name: str
+    image_size: int
+    mean_error: np.ndarray
+    """``[E]``, mean error over the library's tasks."""
+    seconds_per_image: float
+    """Measured: one expert's features of one image."""
+    seconds_per_head: float
+    """Measured: one head on one expert's features."""
+    device: str
+    """Where that was measured."""
+    n_tasks: int
+    fingerprint: str
+
+    def dumps(self) -> bytes:
+        """As safetensors; settings are in the file's metadata. The same selector gives the same bytes."""
+        settings = {
+            "gamma": self.model.gamma,
+            "alpha": self.model.alpha,
+            "l2": self.model.l2,
+            "experts": list(self.experts),
+            "probe": self.probe,
+            "probe_name": self.probe_name,
+            "image_size": self.image_size,
+            "seconds_per_image": self.seconds_per_image,
+            "seconds_per_head": self.seconds_per_head,
+            "device": self.device,
+            "n_tasks": self.n_tasks,
+            "fingerprint": self.fingerprint,
+        }
+        tensors = {
+            "vectors": self.model.vectors.astype(np.float32),
+            "base": self.base.astype(np.float32),
+            "trivial": self.model.trivial.astype(np.float32),
+            "mean_error": self.mean_error.astype(np.float64),
+            "settings": np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8),
+        }
+        return bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
+
+    @classmethod
+    def loads(cls, data: bytes) -> Selector:
+        """Read `dumps`'s bytes.
+
+        Raises:
+            DataError: not a selector.
+        """
+        try:
+            tensors = load(data)
+            settings = json.loads(tensors["settings"].tobytes())
+            model = Model2Vec(
+                tensors["vectors"].astype(np.float64),
+                settings.pop("gamma"),
+                settings.pop("alpha"),
+                tensors["trivial"].astype(np.float64),
+                settings.pop("l2"),
+            )
+            experts = tuple(settings.pop("experts"))
+            base = tensors["base"].astype(np.float64)
+            return cls(model=model, experts=experts, base=base, mean_error=tensors["mean_error"], **settings)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise DataError(f"not a selector: {error}; run the pipeline again") from error
+
+    def rank(self, vector: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0) -> pd.DataFrame:
+        """Experts, the best first.
+
+        Args:
+            vector: ``[P]``, a task embedding by the same probe.
+            groups: ``[G, P]``, embeddings of disjoint groups of the task's images; where given, the ranking is
+                repeated on resamples of the groups, and says which experts cannot be told apart from the first.
+            seed: of the resamples.
+
+        Returns:
+            Columns: rank, expert, distance (d_asym to m_i), task_distance (d_sym to F_i, NaN where unknown),
+            probability (of being the best), expected_place (1 is best), mean_error (over the library), tied.
+
+        Raises:
+            DataError: another number of filters.
+        """
+        vector = np.asarray(vector, np.float64).reshape(-1)
+        if len(vector) != self.model.vectors.shape[1]:
+            raise DataError(
+                f"got an embedding of {len(vector)} filters; this selector wants {self.model.vectors.shape[1]}, "
+                f"made by probe {self.probe}"
+            )
+        distance = self.model.distances(vector)[0]
+        p = self.model.probabilities(vector)[0]
+        order = np.argsort(distance, kind="stable")
+        place = 1 + (p[None, :] / (p[None, :] + p[:, None])).sum(1) - 0.5
+        known = (self.base > 0).any(1)
+        task_distance = np.full(len(p), np.nan)
+        task_distance[known] = symmetric_matrix(vector[None], self.base[known])[0]
+        tied = np.zeros(len(p), bool)
+        if groups is not None and len(groups) > 1:
+            tied = self._beats_first(np.asarray(groups, np.float64), order[0], seed) >= TIE
+            tied[order[0]] = tied.any()
+        frame = pd.DataFrame(
+            {
+                "expert": self.experts,
+                "distance": distance,
+                "task_distance": task_distance,
+                "probability": p,
+                "expected_place": place,
+                "mean_error": self.mean_error,
+                "tied": tied,
+            }
+        ).iloc[order]
+        frame.insert(0, "rank", np.arange(1, len(p) + 1))
+        return frame.reset_index(drop=True)
+
+    def _beats_first(self, groups: np.ndarray, first: int, seed: int, resamples: int = 100) -> np.ndarray:
+        """Share of resamples of the groups in which each expert is nearer than the first."""
+        rng = np.random.default_rng(seed)
+        weights = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples) / len(groups)
+        distances = self.model.distances(weights @ groups)
+        share = (distances < distances[:, [first]]).mean(0)
+        share[first] = 0.0
+        return np.asarray(share)
