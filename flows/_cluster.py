@@ -52,6 +52,7 @@ class Cluster:
         """
         with self._lock:
             if self._client is None:
+                logging.getLogger("distributed").setLevel(logging.WARNING)
                 if self.address:
                     try:
                         self._client = Client(self.address, set_as_default=False, timeout="20 s")

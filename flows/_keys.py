@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from t2v_core.config import EmbeddingSpec, EvaluationSpec, Model2VecSpec, ProbeSpec, SelectionSpec, SourceSpec
-from t2v_core.experts import ExpertSpec
+from typing import TYPE_CHECKING
+
+from t2v_core.config import (
+    EmbeddingSpec,
+    EvaluationSpec,
+    Model2VecSpec,
+    PipelineConfig,
+    ProbeSpec,
+    SelectionSpec,
+    SourceSpec,
+)
+from t2v_core.errors import T2VError
 from t2v_core.fingerprints import fingerprint, readable
-from t2v_core.library import Task
+from t2v_core.sources import open_source
+
+if TYPE_CHECKING:
+    from t2v_core.experts import ExpertSpec
+    from t2v_core.library import Task
 
 __all__ = [
     "block_key",
@@ -16,6 +30,7 @@ __all__ = [
     "library_key",
     "pointer_key",
     "report_key",
+    "result_key",
     "selection_prefix",
     "source_prefix",
 ]
@@ -83,3 +98,14 @@ def report_key(name: str, selection: str) -> str:
 def pointer_key(name: str, stage: str) -> str:
     """Where a config's newest result of a stage is written down; replaced, never relied on for resuming."""
     return f"latest/{readable(name)}/{stage}.json"
+
+
+def result_key(config: PipelineConfig) -> str:
+    """Where a finished result is written down: a function of the config and of the data's revisions."""
+    revisions = []
+    for spec in config.sources:
+        try:
+            revisions.append(open_source(spec.loader, **spec.options).info.revision)
+        except T2VError:  # absent or broken; ingest says so properly
+            revisions.append("absent")
+    return f"results/{readable(config.name)}-{fingerprint('result', config, revisions)}.json"

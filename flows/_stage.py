@@ -178,6 +178,11 @@ def run_unit(
     return answer
 
 
+def slug(stage: str) -> str:
+    """A stage's name as Prefect's tags and artifact keys want it."""
+    return stage.lower().replace(" ", "-")
+
+
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
@@ -213,10 +218,8 @@ def run_units(
     result.reused += len(units) - len(missing)
     progress = Progress(stage, len(missing))
     if missing:
-        artifact = create_progress_artifact(
-            0.0, key=stage.replace(" ", "-"), description=f"{stage}: {len(missing)} units"
-        )
-        named = run_unit.with_options(name=stage, tags=[stage.replace(" ", "-")])
+        artifact = create_progress_artifact(0.0, key=slug(stage), description=f"{stage}: {len(missing)} units")
+        named = run_unit.with_options(name=stage, tags=[slug(stage)])
         futures = {
             named.submit(u.label, function, run.store.url, quote(u.payload), quote(run.cluster), gpu): u
             for u in missing
@@ -253,7 +256,7 @@ def finish(run: Run, result: StageResult, total: int) -> None:
         return
     create_table_artifact(
         [{"unit": unit, "reason": reason} for unit, reason in result.failures],
-        key=f"{result.stage.replace(' ', '-')}-failures",
+        key=f"{slug(result.stage)}-failures",
         description=f"Units of {result.stage} that failed",
     )
     for unit, reason in result.failures:

@@ -1,0 +1,99 @@
+"""Reading a config's newest results back from the store, for fitting, for the report and for queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from safetensors.numpy import load
+
+from flows._keys import EMBEDDINGS, ERROR_MATRIX, selection_prefix
+from flows._stage import Run
+from t2v_core.matrix import ErrorMatrix
+from t2v_core.model2vec import Model2Vec
+from t2v_core.records import EmbeddingTable
+from t2v_core.selector import Selector
+
+__all__ = ["Results", "build_selector"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Embeddings, experts and error matrix of one config."""
+
+    run: Run
+
+    @cached_property
+    def embeddings(self) -> dict[str, str]:
+        """Task id to the fingerprint of its embedding."""
+        value: dict[str, str] = self.run.pointed("embeddings")["embeddings"]
+        return value
+
+    @cached_property
+    def experts(self) -> list[dict[str, Any]]:
+        """Name, digest, weights, tasks, seconds of each expert; generic first."""
+        value: list[dict[str, Any]] = self.run.pointed("experts")["experts"]
+        return value
+
+    @cached_property
+    def trained_on(self) -> dict[str, list[str]]:
+        """Expert to its tasks."""
+        return {e["name"]: e["tasks"] for e in self.experts}
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """Keys of the blocks of the error matrix."""
+        value: list[str] = self.run.pointed("error_matrix")["blocks"]
+        return value
+
+    @cached_property
+    def prefix(self) -> str:
+        """Folder of the selection that these results make."""
+        c = self.run.config
+        experts = [f"{e['name']}:{e['digest']}:{','.join(e['tasks'])}" for e in self.experts]
+        return selection_prefix(
+            c.name, sorted(self.embeddings.values()), self.blocks, experts, c.model2vec, c.selection
+        )
+
+    @cached_property
+    def table(self) -> EmbeddingTable:
+        """All embeddings."""
+        return EmbeddingTable.of(self.run.store.read_table(EMBEDDINGS), self.embeddings)
+
+    @cached_property
+    def cells(self) -> pa.Table:
+        """All cells of the error matrix, failed ones too."""
+        cells = self.run.store.read_table(ERROR_MATRIX)
+        return cells.filter(pc.is_in(cells["unit"], pa.array(self.blocks)))
+
+    @cached_property
+    def matrix(self) -> ErrorMatrix:
+        """The error matrix in the config's metric; rows are the embeddings' tasks."""
+        return ErrorMatrix.of(self.cells, self.table.task_ids, self.trained_on, self.run.config.selection.metric)
+
+
+def build_selector(results: Results, fitted: bytes) -> Selector:
+    """The selector of a fitted MODEL2VEC, with the costs that this run measured."""
+    tensors = load(fitted)
+    gamma, alpha, l2 = (float(v) for v in tensors["scalars"])
+    probe, cells = results.run.probe, results.cells.to_pandas()
+    made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
+    per_image = float((made["features_seconds"] / made["n_images"]).median()) if len(made) else float("nan")
+    return Selector(
+        model=Model2Vec(tensors["vectors"], gamma, alpha, results.table.trivial.astype(np.float64), l2),
+        experts=tuple(results.trained_on),
+        base=tensors["base"],
+        probe=f"{probe.name}:{probe.digest}",
+        probe_name=probe.name,
+        image_size=results.run.config.probe.image_size,
+        mean_error=np.nanmean(results.matrix.errors, axis=0),
+        seconds_per_image=per_image,
+        seconds_per_head=float(cells["seconds"].median()),
+        device=str(results.table.frame["device"].iloc[0]),
+        n_tasks=len(results.table.task_ids),
+        fingerprint=results.prefix.rsplit("-", 1)[-1],
+    )

@@ -1,0 +1,405 @@
+"""The `t2v` command: the flows' verbs for people. Heavy imports happen inside the commands, after the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
+from t2v_core.errors import ConfigError, T2VError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Task embeddings and expert selection.
+
+A library of labelled image datasets (*tasks*) and a shelf of pretrained feature extractors (*experts*): which expert
+will do best on a new dataset? t2v embeds the dataset once and answers from distances.
+
+Begin with **t2v run examples/demo.yaml**, then **t2v select FOLDER**.
+""",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", metavar="URL", help="Folder or s3://bucket/prefix. Default: T2V_STORE, else runs/NAME/store."
+    ),
+]
+NameOption = Annotated[str, typer.Option("--name", help="Name of the pipeline's config.")]
+DaskOption = Annotated[
+    str,
+    typer.Option(
+        "--dask", metavar="ADDRESS", help="Use this Dask scheduler (tcp://host:8786); default: a local cluster."
+    ),
+]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, e.g. examples/demo.yaml.")]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.1f}%"
+
+
+def _selection_table(summary: dict[str, Any], reading: str) -> Table:
+    table = Table(title=f"{summary['n_tasks']} tasks, {summary['n_experts']} experts, {reading}", title_justify="left")
+    table.add_column("selector")
+    for name in ("error increase [95%]", "median", "points", "best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in summary["table"]:
+        if row["reading"] == reading:
+            interval = f"[{100 * row['relative_low']:.1f}, {100 * row['relative_high']:.1f}]"
+            table.add_row(
+                escape(row["method"]),
+                escape(f"{_percent(row['relative_increase'])} {interval}"),
+                _percent(row["median_increase"]),
+                f"{100 * row['absolute_difference']:+.2f}",
+                f"{row['top1']:.0%}",
+            )
+    return table
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for reading in dict.fromkeys(row["reading"] for row in summary["table"]):
+        out.print(_selection_table(summary, reading))
+    out.print(
+        "Error increase: over the best candidate's error, mean of ratios (errors below "
+        f"{summary['floor']:g} count as it); points: difference in percentage points of error; best: share of tasks for "
+        "which the best candidate was picked.",
+        soft_wrap=True,
+    )
+    for sentence in summary["conclusions"]:
+        out.print(f"  {escape(sentence)}", soft_wrap=True)
+    store, name = summary["store"], summary["name"]
+    out.print("\n[bold]Where to look next[/bold]")
+    lines = [
+        ("report page", summary["report"]),
+        ("embeddings", f"{store}/embeddings"),
+        ("error matrix", f"{store}/error_matrix"),
+        ("MLflow", f"t2v ui mlflow --name {name}    (run {summary['mlflow_run']}, model {summary['model']})"),
+        ("Prefect", f"t2v ui prefect --name {name}"),
+        ("rank experts", f"t2v select FOLDER --store {store}    (a folder with a subfolder of images per class)"),
+    ]
+    for what, where in lines:
+        out.print(f"  {what:<13} {escape(str(where))}", soft_wrap=True)
+
+
+def _finished(config_path: str, store: str) -> dict[str, Any] | None:
+    """The result of exactly this config on exactly these data, where it is complete in the store."""
+    from flows._keys import result_key
+    from flows._store import Store
+    from t2v_core.config import load_config
+
+    config = load_config(config_path)
+    place = Store(store_url(store, config.name))
+    key = result_key(config)
+    if not place.exists(key):
+        return None
+    summary: dict[str, Any] = place.read_json(key)
+    return summary if all(place.exists(k) for k in summary["keys"]) else None
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    store: StoreOption = "",
+    dask: DaskOption = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes of the local cluster; 0: one per core.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go through all stages even if the result is complete.")
+    ] = False,
+) -> None:
+    """Run the main job: sources, tasks, embeddings, experts, error matrix, MODEL2VEC, report.
+
+    Needs no server: Prefect's and MLflow's databases are files beside the run. What is in the store already is not
+    done again; after a crash, the same command goes on where it was.
+    """
+    from t2v_core.config import load_config
+
+    loaded = load_config(config)
+    if not force:
+        began = time.perf_counter()
+        summary = _finished(config, store)
+        if summary:
+            _show(summary)
+            units = sum(s["done"] + s["reused"] for s in summary["stages"])
+            out.print(
+                f"\nNothing to do: all {units} units of this config on these data are in {escape(summary['store'])} "
+                f"(looked for {time.perf_counter() - began:.1f} s; --force goes through all stages).",
+                soft_wrap=True,
+            )
+            return
+    embedded_services(loaded.name)
+    out.print(
+        f"t2v run: {escape(config)}, store {escape(store_url(store, loaded.name))}; starting Prefect and Dask ..."
+    )
+    began = time.perf_counter()
+    from flows._progress import listen, terminal_listener
+    from flows.pipeline import STAGES, PipelineParams, pipeline
+
+    stop = listen(terminal_listener(STAGES))
+    try:
+        summary = pipeline(PipelineParams(config=config, store=store, dask=dask, workers=workers))
+    finally:
+        stop()
+    out.print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} min.")
+    _show(summary)
+    done = sum(s["done"] for s in summary["stages"])
+    if done == 0:
+        out.print("\nNothing to do: every unit was in the store already.")
+    failed = sum(s["failed"] for s in summary["stages"])
+    if failed:
+        err.print(f"[yellow]{failed} units failed; the report lists them with their reasons.[/yellow]")
+
+
+def _bar() -> Any:
+    """A progress bar for reading, features and Fisher: (what, done, in all)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
+    )
+    tasks: dict[str, Any] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done)
+
+    return progress, told
+
+
+def _rejected(rejects: tuple[tuple[str, str], ...]) -> None:
+    if rejects:
+        err.print(f"[yellow]{len(rejects)} images left out:[/yellow]")
+        for image, reason in rejects[:5]:
+            err.print(f"  {escape(image)}: {escape(reason)}", soft_wrap=True)
+        if len(rejects) > 5:
+            err.print(f"  and {len(rejects) - 5} more")
+
+
+@app.command()
+def select(
+    path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
+    store: StoreOption = "",
+    name: NameOption = "",
+    top: Annotated[int, typer.Option(min=1, help="How many experts to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
+) -> None:
+    """Rank the experts for a folder of images: embeds it once with the probe, answers from distances.
+
+    Works without Prefect and without a server; needs a store in which a pipeline has run.
+    """
+    from flows._query import SelectExpertParams, answer_query
+
+    progress, told = _bar()
+    with progress:
+        answer = answer_query(SelectExpertParams(path=path, store=store, name=name, top_k=top), told)
+    shown = answer.ranking.head(top)
+    _rejected(answer.folder.rejects)
+    if as_json:
+        rows = json.loads(shown.to_json(orient="records"))
+        print(json.dumps({"verdict": answer.verdict(), "seconds": answer.seconds, "experts": rows}, indent=2))
+        return
+    e = answer.folder.embedding
+    table = Table(
+        title=f"{path}: {len(answer.folder.classes)} classes, {answer.folder.n_images} images", title_justify="left"
+    )
+    for column, justify in (
+        ("", "right"),
+        ("expert", "left"),
+        ("distance", "right"),
+        ("to its task", "right"),
+        ("chance to be best", "right"),
+        ("expected place", "right"),
+        ("", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in shown.itertuples():
+        own = "unknown" if row.task_distance != row.task_distance else f"{row.task_distance:.4f}"
+        table.add_row(
+            str(row.rank),
+            escape(row.expert),
+            f"{row.distance:.4f}",
+            own,
+            f"{row.probability:.0%}",
+            f"{row.expected_place:.1f} of {len(answer.ranking)}",
+            "tied with the first" if row.tied and row.rank > 1 else "",
+        )
+    out.print(table)
+    out.print(escape(answer.verdict()), soft_wrap=True)
+    out.print(
+        f"This took {answer.seconds:.1f} s (head error {e.head_error:.1%} on held-out images, {e.n_passes} backward "
+        f"passes on {e.device}). Trying all {len(answer.ranking)} experts: about {answer.cost_of_all:.0f} s for "
+        "features and heads by this store's measurements, with all their weights at hand.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def embed(
+    path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
+    output: Annotated[str, typer.Option("--out", help="Write the embedding to this Parquet file.")] = "",
+    probe: Annotated[str, typer.Option(help="Architecture; `t2v probes` lists them.")] = "efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a file.")] = "imagenet",
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the input in pixels.")] = 64,
+    estimator: Annotated[str, typer.Option(help="montecarlo, montecarlo_plain or exact.")] = "montecarlo",
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+) -> None:
+    """Embed a folder of images with a probe; needs no store."""
+    from t2v_core.config import EmbeddingSpec
+    from t2v_core.fingerprints import fingerprint
+    from t2v_core.fisher import ESTIMATORS
+    from t2v_core.probes import load_probe
+    from t2v_core.query import embed_folder
+    from t2v_core.records import embedding_row
+
+    ESTIMATORS[estimator]
+    network = load_probe(probe, weights, seed=seed, image_size=image_size)
+    spec = EmbeddingSpec(estimator=estimator, seed=seed)
+    progress, told = _bar()
+    with progress:
+        folder = embed_folder(path, network, spec, progress=told)
+    _rejected(folder.rejects)
+    e = folder.embedding
+    out.print(
+        f"{path}: {len(folder.classes)} classes, {folder.n_images} images, {len(e.vector)} filters of {e.probe}, "
+        f"complexity {e.complexity:.4g}, head error {e.head_error:.1%}, {e.seconds:.1f} s",
+        soft_wrap=True,
+    )
+    if output:
+        import pyarrow.parquet as pq
+
+        task = Path(path).name
+        pq.write_table(embedding_row(task, "", fingerprint("query", task, e.probe), e), output)
+        out.print(f"written to {output}")
+
+
+@app.command()
+def tasks(
+    config: ConfigArgument = "examples/demo.yaml",
+    store: StoreOption = "",
+    summary: Annotated[bool, typer.Option("--summary", help="Counts by source and kind only.")] = False,
+    skipped: Annotated[bool, typer.Option("--skipped", help="Also list the tasks that the data do not give.")] = False,
+) -> None:
+    """List the tasks of a pipeline's library (after its ingest stage has run)."""
+    from flows._keys import pointer_key
+    from flows._store import Store
+    from t2v_core.config import load_config
+    from t2v_core.library import TaskLibrary
+
+    loaded = load_config(config)
+    place = Store(store_url(store, loaded.name))
+    key = pointer_key(loaded.name, "library")
+    if not place.exists(key):
+        raise ConfigError(f"no library of {loaded.name!r} in {place.url}; run `t2v run {config}` first")
+    pointer = place.read_json(key)
+    library = TaskLibrary.from_table(place.read_table(pointer["manifest"]))
+    if not summary:
+        table = Table()
+        for column in ("task", "kind", "classes", "train", "test"):
+            table.add_column(column, justify="left" if column in ("task", "kind") else "right")
+        for t in library.tasks:
+            numbers = (len(t.spec.classes), sum(t.train_counts), sum(t.test_counts))
+            table.add_row(escape(t.task_id), t.spec.kind, *map(str, numbers))
+        out.print(table)
+    for source, members in library.by_source().items():
+        kinds = [t.spec.kind for t in members]
+        counts = ", ".join(f"{kinds.count(k)} {k}" for k in sorted(set(kinds)))
+        out.print(f"{source}: {len(members)} tasks ({counts})")
+    out.print(f"{len(library.tasks)} tasks in all, {len(pointer['skipped'])} skipped (--skipped lists them)")
+    if skipped:
+        for task_id, reason in pointer["skipped"]:
+            out.print(f"  {escape(task_id)}: {escape(reason)}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    config: ConfigArgument = "examples/demo.yaml",
+    store: StoreOption = "",
+    output: Annotated[str, typer.Option("--out", help="Copy the page to this file.")] = "",
+) -> None:
+    """Say where a pipeline's report page is, or copy it to a file."""
+    from flows._keys import pointer_key
+    from flows._store import Store
+    from t2v_core.config import load_config
+
+    loaded = load_config(config)
+    place = Store(store_url(store, loaded.name))
+    key = pointer_key(loaded.name, "report")
+    if not place.exists(key):
+        raise ConfigError(f"no report of {loaded.name!r} in {place.url}; run `t2v run {config}` first")
+    page = place.read_json(key)["report"]
+    if output:
+        Path(output).write_bytes(place.read(page))
+        out.print(f"written to {escape(output)}")
+    else:
+        out.print(escape(place.path(page)), soft_wrap=True)
+
+
+@app.command()
+def probes() -> None:
+    """List the architectures that can embed."""
+    from t2v_core.probes import PROBES
+
+    for name in PROBES:
+        out.print(f"{name}  (head {PROBES[name].head}, {PROBES[name].image_size} px)")
+
+
+@app.command()
+def ui(
+    what: Annotated[str, typer.Argument(help="mlflow or prefect.")],
+    name: NameOption = "demo",
+    port: Annotated[int, typer.Option(help="Port on loopback; 0: the usual one, 5000 or 4200.")] = 0,
+) -> None:
+    """Open the MLflow or Prefect pages on the runs of a config that ran without servers. Ctrl-C stops."""
+    embedded_services(name)
+    tools = Path(sys.executable).parent
+    if what == "mlflow":
+        port = port or 5000
+        command = [str(tools / "mlflow"), "server", "--backend-store-uri", mlflow_uri(name), "--host", "127.0.0.1"]
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    elif what == "prefect":
+        port = port or 4200
+        command = [str(tools / "prefect"), "server", "start", "--host", "127.0.0.1"]
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        if not prefect_home(name).is_dir():
+            raise ConfigError(f"no Prefect database of {name!r} here; run its pipeline in this folder first")
+    else:
+        raise ConfigError(f"unknown page {what!r}; wanted mlflow or prefect")
+    out.print(f"{what}: http://127.0.0.1:{port}   (Ctrl-C stops)")
+    raise typer.Exit(subprocess.call([*command, "--port", str(port)]))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, not a traceback."""
+    try:
+        app()
+    except T2VError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except Exception as error:
+        # A failed stage, or an error of ours inside a flow: the message says it all.
+        if type(error).__name__ == "StageFailed":
+            err.print(f"[red]failed:[/red] {escape(str(error))}", soft_wrap=True)
+            raise SystemExit(1) from None
+        raise
+
+
+if __name__ == "__main__":
+    main()

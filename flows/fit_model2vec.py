@@ -1,0 +1,82 @@
+"""fit-model2vec: embed experts and tasks together, compare all selectors, keep the selector."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+from prefect import flow
+from safetensors.numpy import load
+
+from flows._results import Results, build_selector
+from flows._stage import StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._units import fit_unit
+from t2v_core.evaluation import ALL, LEFT_OUT, evaluate_selectors
+
+__all__ = ["fit_model2vec"]
+
+FILES = {LEFT_OUT: "distances-own-left-out", ALL: "distances-all-candidates"}
+
+
+def _units(results: Results) -> list[Unit]:
+    config, prefix = results.run.config, results.prefix
+    common = {
+        "embeddings": results.embeddings,
+        "blocks": results.blocks,
+        "trained_on": results.trained_on,
+        "metric": config.selection.metric,
+        "model2vec": config.model2vec.model_dump(mode="json"),
+    }
+    parts = [(FILES[LEFT_OUT], "distances", True), (FILES[ALL], "distances", False), ("model2vec", "model", False)]
+    units = []
+    for label, what, leave_own_out in parts:
+        key = f"{prefix}/{label}.safetensors"
+        units.append(Unit(label, key, {**common, "key": key, "what": what, "leave_own_out": leave_own_out}))
+    return units
+
+
+@flow(name="fit-model2vec", flow_run_name="fit-model2vec[{params.config}]", task_runner=threads(), persist_result=False)
+def fit_model2vec(params: StageParams) -> StageResult:
+    """Fit MODEL2VEC, judge it leaving one task out, and compare it with every other selector."""
+    with open_run(params) as run:
+        results = Results(run)
+        units = _units(results)
+        result = run_units(run, "fit MODEL2VEC", fit_unit, units, folder=results.prefix)
+        done, began = f"{results.prefix}/selection.json", time.perf_counter()
+        if result.failed == 0 and not run.store.exists(done):
+            read = {u.label: run.store.read(u.key) for u in units}
+            compared = evaluate_selectors(
+                results.matrix,
+                results.table,
+                results.trained_on,
+                {reading: np.asarray(load(read[label])["distances"]) for reading, label in FILES.items()},
+                run.config.selection,
+                alpha=run.config.model2vec.alpha,
+            )
+            run.store.replace(
+                f"{results.prefix}/table.parquet",
+                run.store.table_bytes(pa.Table.from_pandas(compared.table, preserve_index=False)),
+            )
+            run.store.replace(
+                f"{results.prefix}/choices.parquet",
+                run.store.table_bytes(pa.Table.from_pandas(compared.choices, preserve_index=False)),
+            )
+            selector = build_selector(results, read["model2vec"])
+            run.store.replace(f"{results.prefix}/selector.safetensors", selector.dumps())
+            run.store.put_json(
+                done,
+                {
+                    "prefix": results.prefix,
+                    "conclusions": list(compared.conclusions),
+                    "n_tasks": int(results.matrix.judged().sum()),
+                    "n_experts": len(results.trained_on),
+                    "gamma": selector.model.gamma,
+                    "l2": selector.model.l2,
+                    "probe": run.config.probe.model_dump(mode="json"),
+                    "embedding": run.config.embedding.model_dump(mode="json"),
+                },
+            )
+            result.seconds += time.perf_counter() - began
+        run.point("selection", run.store.read_json(done))
+        return result

@@ -1,0 +1,210 @@
+"""report: one self-contained page of a pipeline's results, and the same in MLflow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow
+from pydantic import Field
+
+from flows._keys import EMBEDDINGS, ERROR_MATRIX, report_key
+from flows._results import Results
+from flows._settings import mlflow_uri, prefect_home
+from flows._stage import Run, StageParams, StageResult, open_run
+from flows._tracking import find_run, log_run, registered_name
+from flows.ingest import library_of
+from t2v_core.arrange import arrange
+from t2v_core.distances import distance_matrix
+from t2v_core.evaluation import LEFT_OUT
+from t2v_core.figures_static import static_figures
+from t2v_core.report import render_report
+from t2v_core.report_data import ReportData, StageLine
+
+__all__ = ["ReportParams", "report"]
+
+SHOWN = "MODEL2VEC"
+"""The selector whose choice is marked in the figures."""
+
+
+class ReportParams(StageParams):
+    """Parameters of report."""
+
+    stages: list[StageResult] = Field(default_factory=list, description="Outcomes of the stages that ran before.")
+
+
+def _versions() -> str:
+    names = ("t2v", "torch", "prefect", "dask", "mlflow")
+    return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+
+
+def _tasks(run: Run, results: Results, choices: pd.DataFrame) -> pd.DataFrame:
+    """One row a task, as the page wants it."""
+    library, table, matrix = library_of(run), results.table, results.matrix
+    by_id = {t.task_id: t for t in library.tasks}
+    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)].set_index("task_id")
+    masked = np.where(matrix.own, np.nan, matrix.errors)
+    rows = []
+    for i, task_id in enumerate(table.task_ids):
+        task = by_id[task_id]
+        known = np.isfinite(masked[i]).any()
+        rows.append(
+            {
+                "task_id": task_id,
+                "source": task.spec.source,
+                "domain": task.spec.domain,
+                "kind": task.spec.kind,
+                "lineage": list(task.spec.lineage),
+                "n_classes": len(task.spec.classes),
+                "n_train": sum(task.train_counts),
+                "n_test": sum(task.test_counts),
+                "complexity": float(table.frame["complexity"].iloc[i]),
+                "head_error": float(table.frame["head_error"].iloc[i]),
+                "oracle_error": float(np.nanmin(masked[i])) if known else np.nan,
+                "generic_error": float(matrix.errors[i, 0]),
+                "selected_expert": mine["expert"].get(task_id, ""),
+                "selected_error": float(mine["error"].get(task_id, np.nan)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rejects(run: Run) -> list[tuple[str, str, str]]:
+    out = []
+    for name, prefix in run.pointed("sources")["sources"].items():
+        record = run.store.read_json(f"{prefix}/source.json")
+        out += [(name, r["image_id"], r["reason"]) for r in record["rejects"]]
+    return out
+
+
+def _commands(run: Run) -> list[tuple[str, str]]:
+    store, name = run.store.url, run.config.name
+    return [
+        ("Rank the experts for a folder of yours", f"t2v select PATH --store {store}"),
+        ("Open the runs in MLflow", f"t2v ui mlflow --name {name}"),
+        ("Open the flows in Prefect", f"t2v ui prefect --name {name}"),
+        (
+            "Read the embeddings",
+            f"python -c \"import pandas; print(pandas.read_parquet('{run.store.path('embeddings')}'))\"",
+        ),
+    ]
+
+
+def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
+    selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
+    choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    table, matrix, config = results.table, results.matrix, run.config
+    cells = results.cells.to_pandas()
+    failures = [(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
+    failures += [
+        ("evaluate experts", f"{c.expert} on {c.task_id}", c.reason) for c in cells[cells["reason"] != ""].itertuples()
+    ]
+    failures += [("left out", note, "") for s in stages for note in s.notes]
+    oracle = selection[(selection["reading"] == LEFT_OUT) & (selection["method"] == "oracle")]["error"]
+    p, e = config.probe, config.embedding
+    return ReportData(
+        title=f"t2v: {config.name}",
+        subtitle=f"{len(table.task_ids)} tasks, {len(matrix.experts)} experts, probe {config.probe.name}",
+        run={
+            "probe": f"{run.probe.name}, weights {p.weights} ({run.probe.digest}), {p.image_size} px",
+            "embedding": f"{run.probe.n_filters} filters, {e.estimator}, {e.draws} draws, {e.max_images} images",
+            "prior": f"beta {e.beta:g}; trivial embedding 2 beta / mean squared weight of the layer",
+            "errors": config.selection.metric.replace("_", " "),
+            "MODEL2VEC": f"gamma {record['gamma']:.3g}, l2 {record['l2']:g}, alpha {config.model2vec.alpha:g}",
+            "store": run.store.url,
+            "versions": _versions(),
+        },
+        stages=tuple(StageLine(s.stage, s.done, s.reused, s.failed, s.seconds) for s in stages),
+        tasks=_tasks(run, results, choices),
+        embeddings=table.vectors,
+        domain_embeddings=table.domains,
+        distances=distance_matrix(table.vectors),
+        experts=matrix.experts,
+        errors=matrix.errors,
+        own=matrix.own,
+        selection=selection,
+        floor=config.selection.floor,
+        oracle_error=float(oracle.iloc[0]),
+        conclusions=tuple(record["conclusions"]),
+        failures=tuple(failures),
+        rejected_images=tuple(_rejects(run)),
+        skipped_tasks=tuple((t, r) for t, r in run.pointed("library")["skipped"]),
+        commands=tuple(_commands(run)),
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names; lists of specs by their length."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {f"{prefix}.count": len(value)}
+    return {prefix: str(value)[:250]}
+
+
+def _slug(text: str) -> str:
+    return text.replace(" ", "_").lower()
+
+
+def _track(run: Run, results: Results, data: ReportData, page: str, record: dict[str, Any]) -> str:
+    config, store = run.config, run.store
+    metrics = {"oracle_error": data.oracle_error, "n_tasks": float(len(data.tasks)), "n_experts": len(data.experts)}
+    for row in data.selection.itertuples():
+        stem = f"{_slug(row.method)}/{_slug(row.reading)}"
+        for column in ("relative_increase", "relative_low", "relative_high", "median_increase", "absolute_difference"):
+            metrics[f"{stem}/{column}"] = float(getattr(row, column))
+    tasks = data.tasks.assign(lineage=data.tasks["lineage"].map("/".join))
+    errors = pd.DataFrame(data.errors, columns=list(data.experts))
+    errors.insert(0, "task_id", data.tasks["task_id"])
+    return log_run(
+        config.name,
+        record["prefix"],
+        params=_flat(config.model_dump(mode="json")),
+        metrics=metrics,
+        tables={"selection.json": data.selection, "tasks.json": tasks, "error_matrix.json": errors},
+        figures=static_figures(data, arrange(data)),
+        inputs={
+            "tasks": (tasks, store.path(run.pointed("library")["manifest"])),
+            "embeddings": (results.table.frame, store.path(EMBEDDINGS)),
+            "error_matrix": (errors, store.path(ERROR_MATRIX)),
+        },
+        texts={"report.html": page},
+        selector=store.read(f"{record['prefix']}/selector.safetensors"),
+        n_filters=run.probe.n_filters,
+        tags={"t2v.store": store.url, "t2v.probe": run.probe.name, "t2v.config": config.name},
+    )
+
+
+@flow(name="report", flow_run_name="report[{params.config}]", persist_result=False)
+def report(params: ReportParams) -> StageResult:
+    """Write the report page and log the result to MLflow, once for each result."""
+    began = time.perf_counter()
+    result = StageResult(stage="report")
+    with open_run(params) as run:
+        results = Results(run)
+        record = run.pointed("selection")
+        key = report_key(run.config.name, record["prefix"])
+        mlflow_run = find_run(run.config.name, record["prefix"])
+        if run.store.exists(key) and mlflow_run:
+            result.reused = 1
+        else:
+            data = _data(run, results, record, params.stages)
+            page = render_report(data)
+            run.store.replace(key, page.encode())
+            mlflow_run = mlflow_run or _track(run, results, data, page, record)
+            result.done = 1
+        run.point(
+            "report",
+            {
+                "report": key,
+                "mlflow_run": mlflow_run,
+                "mlflow": mlflow_uri(run.config.name),
+                "model": f"models:/{registered_name(run.config.name)}@champion",
+                "prefect_home": str(prefect_home(run.config.name)),
+            },
+        )
+        result.seconds = time.perf_counter() - began
+        return result
