@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed import TimeoutError as DaskTimeoutError
 
 from flows._settings import unit_deadline
@@ -37,6 +37,8 @@ class Cluster:
         self._client: Client | None = None
         self._local: LocalCluster | None = None
         self._gpus = False
+        self._aborted = False
+        self._waiting: set[Future] = set()
         self._slots = threading.Semaphore(1)
 
     @property
@@ -95,7 +97,10 @@ class Cluster:
         client = self.client()
         resources = {"GPU": 1} if gpu and self._gpus else None
         with self._slots:
+            if self._aborted:
+                raise ComputeError("the run was interrupted before this unit began")
             future = client.submit(function, *args, pure=False, resources=resources)
+            self._waiting.add(future)
             try:
                 result: dict[str, Any] = future.result(timeout=unit_deadline())
                 return result
@@ -110,7 +115,14 @@ class Cluster:
                     "most often the memory was too small for it"
                 ) from None
             finally:
+                self._waiting.discard(future)
                 future.cancel(force=True)
+
+    def abort(self) -> None:
+        """Cancel all units: those that wait never begin, and whoever waits for one is let go. For Ctrl-C."""
+        self._aborted = True
+        for future in list(self._waiting):
+            future.cancel(force=True)
 
     def close(self) -> None:
         """Stop what was started; an existing cluster goes on."""

@@ -225,19 +225,23 @@ def run_units(
             for u in missing
         }
         told = time.perf_counter()
-        for future in as_completed(list(futures)):
-            unit = futures[future]
-            answer = future.result(raise_on_failure=False)
-            if isinstance(answer, dict):
-                result.done += 1
-            else:
-                error = answer if isinstance(answer, BaseException) else RuntimeError(str(answer))
-                result.failed += 1
-                result.failures.append((unit.label, _reason(error)))
-            progress.advance()
-            if time.perf_counter() - told > 2 or progress.done == progress.total:
-                told = time.perf_counter()
-                update_progress_artifact(artifact, 100.0 * progress.done / progress.total)
+        try:
+            for future in as_completed(list(futures)):
+                unit = futures[future]
+                answer = future.result(raise_on_failure=False)
+                if isinstance(answer, dict):
+                    result.done += 1
+                else:
+                    error = answer if isinstance(answer, BaseException) else RuntimeError(str(answer))
+                    result.failed += 1
+                    result.failures.append((unit.label, _reason(error)))
+                progress.advance()
+                if time.perf_counter() - told > 2 or progress.done == progress.total:
+                    told = time.perf_counter()
+                    update_progress_artifact(artifact, 100.0 * progress.done / progress.total)
+        except BaseException:  # interrupted: let go of the threads that wait, or they hold the process for hours
+            run.cluster.abort()
+            raise
         result.failures.sort()
     result.seconds += time.perf_counter() - began
     finish(run, result, len(units))

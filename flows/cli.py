@@ -79,8 +79,8 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(_selection_table(summary, reading))
     out.print(
         "Error increase: over the best candidate's error, mean of ratios (errors below "
-        f"{summary['floor']:g} count as it); points: difference in percentage points of error; best: share of tasks for "
-        "which the best candidate was picked.",
+        f"{summary['floor']:g} count as it); points: difference in percentage points of error; best: share of tasks "
+        "for which the best candidate was picked.",
         soft_wrap=True,
     )
     for sentence in summary["conclusions"]:
@@ -390,6 +390,9 @@ def main() -> None:
     """Entry point: errors of ours are one line, not a traceback."""
     try:
         app()
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on where it was")
+        raise SystemExit(130) from None
     except T2VError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None

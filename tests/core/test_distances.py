@@ -1,0 +1,195 @@
+"""Distances against hand-worked cases and against the formulas as the paper writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mpmath
+import numpy as np
+import pytest
+from oracles import cosine_distance_naive
+
+from t2v_core.distances import (
+    ALPHA,
+    asymmetric_distance,
+    cosine_matrix,
+    distance_matrix,
+    symmetric_distance,
+    symmetric_matrix,
+    taxonomic_distance,
+    transfer_distance,
+)
+from t2v_core.errors import ConfigError, DataError, UnknownNameError
+
+
+@dataclass
+class Fake:
+    """What the distances want of a `TaskEmbedding`."""
+
+    vector: np.ndarray
+    trivial: np.ndarray
+    domain: np.ndarray
+    probe: str = "p:1"
+
+
+def vectors(n: int, p: int, seed: int = 0) -> np.ndarray:
+    """As heavy-tailed as Fisher values are."""
+    return np.exp(2 * np.random.default_rng(seed).normal(size=(n, p)))
+
+
+def exact_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """In 60 digits."""
+    with mpmath.workdps(60):
+        pairs = [(mpmath.mpf(float(x)), mpmath.mpf(float(y))) for x, y in zip(a, b, strict=True)]
+        u, v = [x / (x + y) for x, y in pairs], [y / (x + y) for x, y in pairs]
+        uv, uu, vv = mpmath.fdot(u, v), mpmath.fdot(u, u), mpmath.fdot(v, v)
+        return float(1 - uv / mpmath.sqrt(uu * vv))
+
+
+def test_two_filters_by_hand() -> None:
+    """u = (1/4, 3/4), v = (3/4, 1/4): cos = (6/16) / (10/16)."""
+    assert symmetric_distance([1, 3], [3, 1]) == pytest.approx(0.4, abs=1e-15)
+
+
+def test_three_filters_by_hand() -> None:
+    """u = (1/2, 1/4, 1/2), v = (1/2, 3/4, 1/2): cos = (11/16) / (sqrt(9 17) / 16)."""
+    assert symmetric_distance([1, 1, 2], [1, 3, 2]) == pytest.approx(1 - 11 / np.sqrt(153), abs=1e-15)
+
+
+def test_asymmetric_by_hand() -> None:
+    """d_sym((1, 3), (1, 1)): u = (1/2, 3/4), v = (1/2, 1/4), cos = 7 / sqrt(65). Only the source's complexity counts."""
+    source, target, t0 = np.array([1.0, 3]), np.array([3.0, 1]), np.array([1.0, 1])
+    complexity = 1 - 7 / np.sqrt(65)
+    assert ALPHA == 0.15
+    assert asymmetric_distance(source, target, trivial=t0) == pytest.approx(0.4 - 0.15 * complexity, abs=1e-15)
+    assert asymmetric_distance(source, target, 2.0, trivial=t0) == pytest.approx(0.4 - 2 * complexity, abs=1e-15)
+    lopsided = np.array([1.0, 30])
+    there, back = (asymmetric_distance(a, b, trivial=t0) for a, b in ((lopsided, target), (target, lopsided)))
+    both = symmetric_distance(lopsided, target)
+    assert there == pytest.approx(both - 0.15 * symmetric_distance(lopsided, t0))
+    assert back == pytest.approx(both - 0.15 * symmetric_distance(target, t0))
+    assert there < back  # the complex source is nearer
+
+
+def test_equal_to_the_formula_of_the_paper() -> None:
+    a, b = vectors(12, 300), vectors(7, 300, 1)
+    wanted = [[cosine_distance_naive(x, y) for y in b] for x in a]
+    assert np.abs(symmetric_matrix(a, b) - wanted).max() < 1e-12
+
+
+@pytest.mark.parametrize("nearness", [1e-2, 1e-4, 1e-6])
+def test_near_embeddings_keep_their_relative_precision(nearness: float) -> None:
+    """1 - cos cancels to nothing here: at 1e-6 the distance is 1e-13."""
+    [a] = vectors(1, 200)
+    b = a * (1 + nearness * np.random.default_rng(1).normal(size=200))
+    wanted = exact_distance(a, b)
+    assert wanted < nearness**2
+    assert symmetric_distance(a, b) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_identity_symmetry_scale_and_range() -> None:
+    a, b = vectors(2, 50)
+    assert symmetric_distance(a, a) == 0
+    assert symmetric_distance(a, b) == pytest.approx(symmetric_distance(b, a), rel=1e-14)
+    assert symmetric_distance(3e-9 * a, 3e-9 * b) == pytest.approx(symmetric_distance(a, b), rel=1e-10)
+    d = symmetric_matrix(vectors(30, 20), vectors(30, 20, 1))
+    assert ((d >= 0) & (d <= 1)).all()
+    assert symmetric_distance([1, 0], [0, 5]) == 1  # no filter is shared
+    assert symmetric_distance([0, 0], [1, 5]) == 1
+
+
+def test_filters_that_are_zero_in_both_are_left_out() -> None:
+    a, b = np.array([1.0, 0, 1, 0, 2]), np.array([1.0, 0, 3, 0, 2])
+    assert symmetric_distance(a, b) == pytest.approx(1 - 11 / np.sqrt(153), abs=1e-15)
+    # Zero in one of them only: u = (1/2, 0), v = (1/2, 1).
+    assert symmetric_distance([2, 0], [2, 7]) == pytest.approx(1 - 0.25 / np.sqrt(0.25 * 1.25), abs=1e-15)
+
+
+def test_matrix_is_the_pairs() -> None:
+    v, t0 = vectors(6, 40), vectors(1, 40, 9)[0]
+    symmetric, asymmetric = distance_matrix(v), distance_matrix(v, "asymmetric", trivial=t0, alpha=0.3)
+    for i in range(6):
+        for j in range(6):
+            assert symmetric[i, j] == pytest.approx(symmetric_distance(v[i], v[j]), rel=1e-12, abs=1e-15)
+            # Row = source, column = target.
+            assert asymmetric[i, j] == pytest.approx(asymmetric_distance(v[i], v[j], 0.3, trivial=t0), abs=1e-14)
+    assert np.array_equal(symmetric, symmetric.T)
+    assert not np.allclose(asymmetric, asymmetric.T, atol=1e-3)
+
+
+def test_embeddings_bring_their_own_trivial_and_domain() -> None:
+    t0, v = vectors(1, 10, 5)[0], vectors(3, 10)
+    domains = np.array([[1.0, 0], [1, 1], [0, -2]])
+    made = [Fake(x.astype(np.float32), t0, d) for x, d in zip(v, domains, strict=True)]
+    plain = np.stack([m.vector for m in made])
+    assert np.array_equal(distance_matrix(made), distance_matrix(plain))
+    assert np.array_equal(distance_matrix(made, "asymmetric"), distance_matrix(plain, "asymmetric", trivial=t0))
+    assert asymmetric_distance(made[0], made[1]) == asymmetric_distance(plain[0], plain[1], trivial=t0)
+    wanted = [[0, 1 - np.sqrt(0.5), 1], [1 - np.sqrt(0.5), 0, 1 + np.sqrt(0.5)], [1, 1 + np.sqrt(0.5), 0]]
+    assert distance_matrix(made, "domain") == pytest.approx(np.array(wanted), abs=1e-15)
+    assert cosine_matrix(domains[:1], domains) == pytest.approx(np.array(wanted[:1]), abs=1e-15)
+
+
+def test_taxonomic_by_hand() -> None:
+    sparrow, eagle, cat = ("animal", "bird", "sparrow"), ("animal", "bird", "eagle"), ("animal", "mammal", "cat")
+    rose = ("plant", "rosales", "rose")
+    assert taxonomic_distance([sparrow, cat], [eagle]) == 1
+    assert taxonomic_distance([sparrow], [cat]) == 2
+    assert taxonomic_distance([sparrow], [rose]) == 3
+    assert taxonomic_distance([sparrow, eagle], [rose, sparrow]) == 0
+    homonym = ("plant", "bird", "sparrow")
+    assert taxonomic_distance([sparrow], [homonym]) == 3
+    with pytest.raises(DataError, match=r"lineages of lengths \[2, 3\]"):
+        taxonomic_distance([sparrow], [("animal", "bird")])
+    with pytest.raises(DataError):
+        taxonomic_distance([], [sparrow])
+
+
+def test_transfer_by_hand() -> None:
+    """(mean(0.3, 0.5) - 0.2) / 0.2; negative where transfer helps."""
+    assert transfer_distance([0.3, 0.5], [0.2, 0.1, 0.3]) == pytest.approx(1.0)
+    assert transfer_distance([0.1], [0.4]) == pytest.approx(-0.75)
+    for transferred, direct in (([], [0.1]), ([0.1], []), ([0.1], [0.0])):
+        with pytest.raises(DataError):
+            transfer_distance(transferred, direct)
+
+
+def test_different_probes_do_not_compare() -> None:
+    with pytest.raises(DataError, match="embeddings of 3 and 4 filters; only embeddings of the same probe compare"):
+        symmetric_distance(np.ones(3), np.ones(4))
+    with pytest.raises(DataError, match="3 and 4 filters"):
+        asymmetric_distance(np.ones(3), np.ones(3), trivial=np.ones(4))
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="numpy's message, not ours")
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+def test_matrix_of_different_probes(kind: str) -> None:
+    with pytest.raises(DataError, match="same probe"):
+        distance_matrix([np.ones(3), np.ones(4)], kind, trivial=np.ones(3))
+
+
+@pytest.mark.xfail(strict=True, reason="same length, other probe: compared without a word, against the docstring")
+def test_different_probes_of_one_length_do_not_compare() -> None:
+    a, b = (Fake(np.ones(3), np.ones(3), np.ones(2), probe=p) for p in ("resnet34:1", "resnet34:2"))
+    with pytest.raises(DataError, match="probe"):
+        symmetric_distance(a, b)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e-9])
+def test_values_that_no_fisher_has(bad: float) -> None:
+    for a, b in (([1, bad], [1, 1]), ([1, 1], [1, bad])):
+        with pytest.raises(DataError, match="negative or not finite"):
+            symmetric_distance(a, b)
+
+
+def test_other_errors() -> None:
+    with pytest.raises(DataError, match="zero in every filter"):
+        symmetric_distance([0, 0], [0, 0])
+    with pytest.raises(DataError, match=r"shape \(2, 2\); wanted one vector"):
+        symmetric_distance(np.ones((2, 2)), np.ones(2))
+    with pytest.raises(ConfigError, match="needs trivial="):
+        asymmetric_distance([1, 2], [2, 1])
+    with pytest.raises(ConfigError, match="needs trivial="):
+        distance_matrix(vectors(3, 4), "asymmetric")
+    with pytest.raises(UnknownNameError, match="did you mean 'symmetric'"):
+        distance_matrix(vectors(3, 4), "symetric")
