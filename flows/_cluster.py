@@ -57,7 +57,7 @@ class Cluster:
                 logging.getLogger("distributed").setLevel(logging.WARNING)
                 if self.address:
                     try:
-                        self._client = Client(self.address, set_as_default=False, timeout="20 s")
+                        self._client = Client(self.address, set_as_default=False, timeout="10 s")
                     except (OSError, DaskTimeoutError, ValueError) as error:
                         raise ConfigError(
                             f"no Dask scheduler answers at {self.address!r} ({type(error).__name__}); start one with "

@@ -20,7 +20,8 @@ class SelectorModel(PythonModel):  # type: ignore[misc]
         """Read the selector."""
         self.selector = Selector.loads(Path(context.artifacts["selector"]).read_bytes())
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # No type hints here: MLflow would read a schema from them, and warn that they are not its own.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Rows (query, rank, expert, distance, probability), ``top_k`` for each embedding."""
         if isinstance(model_input, dict):
             model_input = model_input["vector"]

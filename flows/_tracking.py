@@ -28,6 +28,8 @@ def registered_name(name: str) -> str:
 def _client(name: str) -> Any:
     import mlflow
 
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(mlflow_uri(name))
     mlflow.set_registry_uri(mlflow_uri(name))
     return mlflow
@@ -88,7 +90,6 @@ def log_run(
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, n_filters), "vector")]),
         outputs=Schema(

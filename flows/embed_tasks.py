@@ -69,9 +69,8 @@ def embed_tasks(params: EmbedTasksParams) -> StageResult:
         there = set(run.store.list(EMBEDDING_UNITS))
         missing = [t for t, u in zip(library.tasks, units, strict=True) if u.key not in there]
         # Features only of the sources that some task still needs, before its tasks ask for them all at once.
-        run_units(
-            run, "probe features", features_unit, _features_units(run, missing, sources), folder="features", gpu=True
-        )
+        prepared = _features_units(run, missing, sources)
+        run_units(run, "probe features", features_unit, prepared, folder="features", gpu=True, preparing=True)
         result = run_units(run, "embed tasks", embed_unit, units, folder=EMBEDDING_UNITS, gpu=True)
         compact_unit(run.store.url, {"dataset": "embeddings"})
         failed = {unit for unit, _ in result.failures}

@@ -138,7 +138,7 @@ class EmbeddingSpec(FrozenModel):
     draws: int = Field(1024, ge=16, description="montecarlo: budget of (image, class) draws, one backward pass each.")
     max_images: int = Field(512, ge=2, description="At most this many images enter the Fisher, a seeded sample.")
     beta: float = Field(
-        1e-7, ge=0, description="Weight of the prior; the trivial embedding is 2 beta / mean squared weight."
+        1e-9, ge=0, description="Weight of the prior; the trivial embedding is 2 beta / mean squared weight."
     )
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
     seed: int = Field(0, description="Seed of the draws.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t2v_core.errors import ComputeError
+
 __all__ = ["Draws", "importance_draws", "model_draws"]
 
 
@@ -46,7 +48,9 @@ def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_sh
     order = rng.permutation(n)
     value = np.maximum(importance.astype(np.float64), 0.0)
     total, positive = value.sum(), value > 0
-    if total <= 0 or not np.isfinite(total):
+    if not np.isfinite(total):
+        raise ComputeError("the head's predictions are not finite; look for a diverged head or huge features")
+    if total <= 0:
         return Draws(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), n_draws)
     pi = (1 - uniform_share) * value / total + uniform_share * positive / positive.sum()
     cumulated = np.cumsum(pi[order].reshape(-1))

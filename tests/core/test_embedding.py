@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import cache
 from typing import Any
 
@@ -239,7 +238,9 @@ def test_groups_reach_the_choice_of_the_heads_strength() -> None:
     features = rng.normal(size=(30, 64)).repeat(4, 0).astype(np.float32)
     spec = EmbeddingSpec(head=HeadSpec(l2=(1e-4, 1.0)))
     wide = probe_from_module(seeded(Wide), transform=transform())
-    chosen = [embed_features(wide, features, labels, lambda r: images[r], spec, groups=g).head_l2 for g in (groups, None)]
+    chosen = [
+        embed_features(wide, features, labels, lambda r: images[r], spec, groups=g).head_l2 for g in (groups, None)
+    ]
     assert chosen == [1.0, 1e-4]
 
 

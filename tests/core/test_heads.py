@@ -16,7 +16,9 @@ TIGHT = {"tolerance": 1e-7, "max_iterations": 5000}
 def problem(n: int, d: int, c: int, *, seed: int = 0, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Overlapping classes of unequal sizes; features of very different scales, far from the origin."""
     rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(c).repeat(2), rng.choice(c, n - 2 * c, p=np.arange(1, c + 1) / (c * (c + 1) / 2))])
+    labels = np.concatenate(
+        [np.arange(c).repeat(2), rng.choice(c, n - 2 * c, p=np.arange(1, c + 1) / (c * (c + 1) / 2))]
+    )
     rng.shuffle(labels)
     centres = signal * rng.normal(size=(c, d))
     features = centres[labels] + 2 * rng.normal(size=(n, d))
@@ -48,7 +50,9 @@ def reference(x: np.ndarray, labels: np.ndarray, l2: float, weights: np.ndarray)
     Of two classes scikit-learn knows one weight vector w = w_1 - w_0, and |W|^2 = |w|^2 / 2.
     """
     two = labels.max() == 1
-    model = LogisticRegression(C=(2 if two else 1) / l2, tol=1e-10, max_iter=20000).fit(x, labels, sample_weight=weights)
+    model = LogisticRegression(C=(2 if two else 1) / l2, tol=1e-10, max_iter=20000).fit(
+        x, labels, sample_weight=weights
+    )
     if two:
         return np.concatenate([-model.coef_, model.coef_]) / 2, np.array([-1, 1]) * model.intercept_ / 2
     return model.coef_, model.intercept_ - model.intercept_.mean()

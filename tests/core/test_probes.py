@@ -226,7 +226,9 @@ def test_weights_of_another_architecture_name_examples(tmp_path: Path) -> None:
     changed = dict(resnet18().state_dict())
     changed["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     changed["extra"] = torch.zeros(1)
-    wanted = r"1 unexpected \(e.g. extra\), 1 of another shape \(e.g. conv1.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)\)"
+    wanted = (
+        r"1 unexpected \(e.g. extra\), 1 of another shape \(e.g. conv1.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)\)"
+    )
     with pytest.raises(WeightsError, match=wanted):
         build_network("resnet18", changed)
 
@@ -262,7 +264,12 @@ def test_offline_says_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError) as caught:
         load_probe("resnet34")
     message = str(caught.value)
-    for part in ("resnet34", "no route to host", "connect this machine to the internet", "weights: path/to/resnet34.pth"):
+    for part in (
+        "resnet34",
+        "no route to host",
+        "connect this machine to the internet",
+        "weights: path/to/resnet34.pth",
+    ):
         assert part in message
 
 
@@ -293,7 +300,9 @@ def test_head_that_is_not_there_lists_the_linear_layers() -> None:
     with pytest.raises(ProbeError, match=r"the head '2' is a ReLU; wanted a torch.nn.Linear"):
         probe_from_module(net, head="2", transform=transform())
     with pytest.raises(ProbeError, match=r"without its head '1' the network gives"):
-        probe_from_module(nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Linear(192, 2)), "1", transform=transform())
+        probe_from_module(
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Linear(192, 2)), "1", transform=transform()
+        )
     bare = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 8))
     with pytest.raises(ProbeError, match="no convolution or linear layer before the head"):
         probe_from_module(bare, "2", transform=transform())

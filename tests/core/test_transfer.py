@@ -60,7 +60,7 @@ def test_a_class_that_only_the_test_split_has_is_an_error_of_the_test() -> None:
 
 
 def test_groups_reach_the_head() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     x = rng.normal(size=(40, 80)).repeat(3, 0)
     labels, groups = rng.integers(0, 2, 40).repeat(3), np.arange(40).repeat(3)
     test = np.arange(N) >= 90

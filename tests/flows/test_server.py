@@ -1,0 +1,175 @@
+"""prefect.yaml on a real Prefect server: every deployment, the form, a run by the API, and the nightly schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+DEPLOYED = {
+    "pipeline/default",
+    "ingest/default",
+    "embed-tasks/nightly",
+    "train-experts/default",
+    "evaluate-experts/default",
+    "fit-model2vec/default",
+    "report/default",
+    "select-expert/default",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """A Prefect server and its API."""
+
+    def __init__(self, home: Path) -> None:
+        self.port = free_port()
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "T2V_"))},
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "DO_NOT_TRACK": "1",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def wait(self, what: str, ready: Callable[[], Any], seconds: float) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                value = ready()
+            except OSError:
+                value = None
+            if value:
+                return value
+            time.sleep(1)
+        raise AssertionError(f"{what} did not happen in {seconds:.0f} s")
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(
+            [str(BIN / "prefect"), "--no-prompt", *command],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                [str(BIN / "prefect"), *command], env=self.environment, cwd=ROOT, stdout=out, stderr=out
+            )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("prefect")
+    server = Server(home)
+    process = server.start(home / "server.log", "server", "start", "--host", "127.0.0.1", "--port", str(server.port))
+    try:
+        server.wait("the server's start", lambda: server.call("/health"), 120)
+        server.run("work-pool", "create", "t2v", "--type", "process")
+        server.run("deploy", "--all")
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_the_deployments(server: Server) -> None:
+    found = {}
+    for d in server.call("/deployments/filter", {}):
+        flow = server.call(f"/flows/{d['flow_id']}")
+        found[f"{flow['name']}/{d['name']}"] = d
+    assert set(found) == DEPLOYED
+    assert all(d["work_pool_name"] == "t2v" for d in found.values())
+    # The form of the UI: every parameter of every flow has words beside it.
+    for name, d in found.items():
+        schema = d["parameter_openapi_schema"]
+        model = next(iter(schema["properties"]["params"].get("allOf", [schema["properties"]["params"]])))
+        fields = schema["definitions"][model["$ref"].split("/")[-1]]["properties"]
+        assert {"config", "store", "dask"} <= set(fields) or name == "select-expert/default"
+        assert all(field.get("description") for field in fields.values()), name
+    # The nightly run: a cron with a time zone, one at a time, and runs are really scheduled.
+    nightly = found["embed-tasks/nightly"]
+    (schedule,) = nightly["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+    assert schedule["schedule"]["timezone"] == "Etc/UTC"
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    body = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    runs = server.wait("the scheduling of nightly runs", lambda: server.call("/flow_runs/filter", body), 90)
+    assert all(r["expected_start_time"][11:16] == "02:00" for r in runs)
+    assert all(r["auto_scheduled"] for r in runs)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: Path) -> None:
+    """What a person does in the UI: changed parameters, Run; a worker picks it up; it completes and says what it found."""
+    path = config()
+    worker = server.start(tmp_path / "worker.log", "worker", "start", "--pool", "t2v", "--name", "test")
+    try:
+        deployment = server.call("/deployments/name/pipeline/default")
+        params = {"config": path, "store": str(tmp_path / "store"), "workers": 2}
+        run = server.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"params": params}})
+
+        def ended() -> Any:
+            state = server.call(f"/flow_runs/{run['id']}")["state"]
+            return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+        state = server.wait("the end of the run", ended, 300)
+        assert state["type"] == "COMPLETED", (state, (tmp_path / "worker.log").read_text()[-3000:])
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    artifacts = server.call("/artifacts/filter", {})
+    kinds = {a["key"]: a["type"] for a in artifacts}
+    assert kinds["pipeline-summary"] == "markdown"
+    assert kinds["embed-tasks"] == "progress"
+    summary = next(a["data"] for a in artifacts if a["key"] == "pipeline-summary")
+    assert "| MODEL2VEC |" in summary
+    names = {r["name"] for r in server.call("/task_runs/filter", {"limit": 200})}
+    assert {"digits/digit", "digits-expert", "generic on shapes"} <= names
