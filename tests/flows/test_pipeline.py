@@ -114,6 +114,7 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str]) 
 
     check_champion(first)
     check_select(url)
+    check_run_again(params.config, url)
 
 
 def check_champion(summary: dict) -> None:
@@ -147,6 +148,16 @@ def check_select(store: str) -> None:
     assert told["seconds"] > 0
     assert "nearest" in told["verdict"]
     assert "images left out" in answer.stderr
+
+
+def check_run_again(config_path: str, store: str) -> None:
+    """`t2v run` a second time prints the table, says that there is nothing to do, and needs no Prefect for it."""
+    script = "import sys; sys.modules['prefect'] = None; from flows.cli import main; main()"
+    command = [sys.executable, "-c", script, "run", config_path, "--store", store]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert "Nothing to do: all 20 units" in answer.stdout
+    assert "MODEL2VEC" in answer.stdout
+    assert "Where to look next" in answer.stdout
 
 
 def shapes_of(store: str) -> str:

@@ -50,6 +50,7 @@ class Server:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "DO_NOT_TRACK": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "NO_PROXY": "127.0.0.1",
         }

@@ -1,0 +1,72 @@
+"""The t2v command: help that teaches, errors in one line, verbs that need no store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+COMMANDS = ["run", "select", "embed", "tasks", "report", "probes", "ui"]
+
+
+def t2v(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+
+
+def test_help_names_every_command() -> None:
+    said = t2v("--help")
+    assert said.returncode == 0
+    assert all(name in said.stdout for name in COMMANDS)
+    for name in COMMANDS:
+        one = t2v(name, "--help")
+        assert one.returncode == 0
+        assert len(one.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("run", "nowhere.yaml"), "no configuration at 'nowhere.yaml'"),
+        (("select", "somewhere", "--store", "empty"), "run a pipeline first"),
+        (("embed", "nowhere"), "nowhere"),
+        (("embed", ".", "--estimator", "exakt"), "did you mean 'exact'"),
+        (("embed", ".", "--probe", "resnet43"), "did you mean 'resnet34'"),
+        (("ui", "grafana"), "wanted mlflow or prefect"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, args: tuple[str, ...], said: str) -> None:
+    answer = t2v(*args, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_a_misspelt_key_is_said_with_the_right_one(config: Callable[..., str]) -> None:
+    answer = t2v("run", config(experts__training__step=3))
+    assert answer.returncode == 2
+    assert "did you mean 'steps'?" in answer.stderr
+
+
+def test_embed_a_folder(shapes_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shapes.parquet"
+    answer = t2v("embed", str(shapes_folder), "--image-size", "32", "--out", str(out))
+    assert answer.returncode == 0, answer.stderr
+    assert "3 classes, 78 images, 21008 filters" in answer.stdout
+    assert "5 images left out" in answer.stderr
+    row = pq.read_table(out).to_pylist()[0]
+    assert len(row["vector"]) == 21008
+    assert row["n_classes"] == 3
+
+
+def test_one_class_is_no_task(shapes_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "disc").symlink_to(shapes_folder / "disc")
+    answer = t2v("embed", str(tmp_path / "only"))
+    assert answer.returncode == 2
+    assert "two or more classes" in answer.stderr or "class" in answer.stderr
