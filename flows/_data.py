@@ -73,7 +73,8 @@ def load_extractor(store_url: str, extractor: Extractor) -> Probe:
 
 def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
     """Images of the rows given, reading only the row groups that hold them."""
-    shards = source_record(store_url, prefix)["shards"]
+    record = source_record(store_url, prefix)
+    shards = record["shards"]
     starts = np.cumsum([0] + [s["rows"] for s in shards])
     out = np.empty((len(rows), transform.size, transform.size, 3), np.uint8)
     shard_of = np.searchsorted(starts, rows, side="right") - 1
@@ -85,7 +86,9 @@ def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: n
                 column = file.read_row_group(int(group), columns=["image"])["image"]
                 here = np.flatnonzero(inside // ROWS_IN_GROUP == group)
                 for i in here:
-                    image = decode_image(column[int(inside[i] % ROWS_IN_GROUP)].as_py())
+                    image = decode_image(
+                        column[int(inside[i] % ROWS_IN_GROUP)].as_py(), max_pixels=record["max_pixels"]
+                    )
                     out[wanted[i]] = transform.to_uint8(image)
     return out
 

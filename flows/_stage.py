@@ -25,7 +25,7 @@ from flows._progress import Progress
 from flows._settings import dask_address, store_url
 from flows._store import Store
 from t2v_core.config import PipelineConfig, load_config
-from t2v_core.errors import ConfigError, DataError, ProbeError, WeightsError
+from t2v_core.errors import ComputeError, ConfigError, DataError, ProbeError, WeightsError
 from t2v_core.fisher import ESTIMATORS
 from t2v_core.probes import Probe, load_probe
 
@@ -145,11 +145,11 @@ def open_run(params: StageParams) -> Iterator[Run]:
         yield Run(config, Store(store_url(params.store, config.name)), cluster)
 
 
-_FINAL = (DataError, ConfigError, WeightsError, ProbeError)
+_FINAL = (DataError, ConfigError, WeightsError, ProbeError, ComputeError)
 
 
 def _worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Wrong input stays wrong; a lost worker or a slow store may not."""
+    """Wrong input stays wrong, and a unit past its deadline would be again; a slow store may be well tomorrow."""
     try:
         state.result()
     except _FINAL:

@@ -3,6 +3,7 @@ model's own file, `_selector_model.py`."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import t2v_core
 from flows._settings import mlflow_uri
 
 __all__ = ["find_run", "log_run", "registered_name"]
@@ -33,6 +35,12 @@ def _client(name: str) -> Any:
     mlflow.set_tracking_uri(mlflow_uri(name))
     mlflow.set_registry_uri(mlflow_uri(name))
     return mlflow
+
+
+def _requirements() -> list[str]:
+    """What the selector's code imports, at the versions of this process."""
+    names = ("mlflow", "numpy", "pandas", "scipy", "pydantic", "safetensors", "torch")
+    return [f"{name}=={importlib.metadata.version(name)}" for name in names]
 
 
 def _experiment(mlflow: Any, name: str) -> str:
@@ -127,7 +135,8 @@ def log_run(
             python_model=str(Path(__file__).with_name("_selector_model.py")),
             artifacts={"selector": str(path)},
             signature=signature,
-            pip_requirements=["t2v"],
+            code_paths=[str(Path(t2v_core.__file__).parent)],  # the model needs no t2v where it is served
+            pip_requirements=_requirements(),
             registered_model_name=registered_name(name),
         )
         mlflow.MlflowClient().set_registered_model_alias(

@@ -79,6 +79,7 @@ def pack_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         "licence": info.licence,
         "homepage": info.homepage,
         "revision": info.revision,
+        "max_pixels": spec.max_pixels,
         "n_images": len(table),
         "n_test": int(np.sum(np.array(table["split"].to_pylist()) == "test")),
         "shards": shards,

@@ -111,7 +111,8 @@ def _finished(config_path: str, store: str) -> dict[str, Any] | None:
     if not place.exists(key):
         return None
     summary: dict[str, Any] = place.read_json(key)
-    return summary if all(place.exists(k) for k in summary["keys"]) else None
+    complete = all(place.exists(k) for k in summary["keys"]) and not any(s["failed"] for s in summary["stages"])
+    return summary if complete else None
 
 
 @app.command()
@@ -257,7 +258,10 @@ def embed(
     output: Annotated[str, typer.Option("--out", help="Write the embedding to this Parquet file.")] = "",
     probe: Annotated[str, typer.Option(help="Architecture; `t2v probes` lists them.")] = "efficientnet_lite0",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a file.")] = "imagenet",
-    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the input in pixels.")] = 64,
+    image_size: Annotated[
+        int,
+        typer.Option(min=16, max=1024, help="Side of the input; the demo's is 48, and only equal ones compare."),
+    ] = 48,
     estimator: Annotated[str, typer.Option(help="montecarlo, montecarlo_plain or exact.")] = "montecarlo",
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
 ) -> None:

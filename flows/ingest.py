@@ -11,7 +11,7 @@ from flows._data import annotations
 from flows._keys import library_key, source_prefix
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import pack_unit
-from t2v_core.errors import ConfigError, SourceError
+from t2v_core.errors import ConfigError, MissingPackageError, SourceError
 from t2v_core.fingerprints import fingerprint
 from t2v_core.library import TaskLibrary, build_library
 from t2v_core.sources import open_source
@@ -25,7 +25,7 @@ def _find(run: Run) -> tuple[list[Unit], list[tuple[str, str]]]:
     for spec in run.config.sources:
         try:
             revision = open_source(spec.loader, **spec.options).info.revision
-        except SourceError as error:
+        except (SourceError, MissingPackageError) as error:
             if not spec.optional:
                 raise
             absent.append((spec.name, str(error)))

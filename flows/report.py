@@ -102,7 +102,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
     failures += [
         ("evaluate experts", f"{c.expert} on {c.task_id}", c.reason) for c in cells[cells["reason"] != ""].itertuples()
     ]
-    failures += [("left out", note, "") for s in stages for note in s.notes]
+    notes = [note.split(" left out: ", 1) for s in stages for note in s.notes]
     oracle = selection[(selection["reading"] == LEFT_OUT) & (selection["method"] == "oracle")]["error"]
     p, e = config.probe, config.embedding
     return ReportData(
@@ -131,7 +131,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         conclusions=tuple(record["conclusions"]),
         failures=tuple(failures),
         rejected_images=tuple(_rejects(run)),
-        skipped_tasks=tuple((t, r) for t, r in run.pointed("library")["skipped"]),
+        skipped_tasks=tuple((n[0], n[-1]) for n in [*notes, *run.pointed("library")["skipped"]]),
         commands=tuple(_commands(run)),
     )
 

@@ -134,7 +134,7 @@ class HeadSpec(FrozenModel):
 class EmbeddingSpec(FrozenModel):
     """How a task is embedded."""
 
-    estimator: str = Field("montecarlo", description="Fisher estimator: exact, montecarlo.")
+    estimator: str = Field("montecarlo", description="Fisher estimator: exact, montecarlo, montecarlo_plain.")
     draws: int = Field(1024, ge=16, description="montecarlo: budget of (image, class) draws, one backward pass each.")
     max_images: int = Field(512, ge=2, description="At most this many images enter the Fisher, a seeded sample.")
     beta: float = Field(

@@ -126,7 +126,12 @@ def selection_figure(data: ReportData) -> Spec:
         )
     layout = base_layout(
         height={"base": 96, "row": 40, "rows": len(methods)},
-        xaxis={"title": {"text": "error above the best"}, "tickformat": "+.0%", "zeroline": True},
+        xaxis={
+            "title": {"text": "error above the best"},
+            "tickformat": "+.0%",
+            "zeroline": True,
+            "rangemode": "tozero",
+        },
         yaxis=names_axis(methods, shown=True) | {"range": [len(methods) - 0.5, -0.5], "showgrid": False},
         legend=legend_above(),
     )

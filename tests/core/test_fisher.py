@@ -27,6 +27,7 @@ from torchvision.models import resnet18
 
 from t2v_core.errors import ComputeError, ConfigError, DataError, UnknownNameError
 from t2v_core.fisher import ESTIMATORS, estimate_fisher, fisher_filters
+from t2v_core.fisher.draws import Draws, importance_draws, model_draws
 from t2v_core.probes import probe_from_module
 
 ZOO: dict[str, Callable[[], nn.Module]] = {
@@ -308,6 +309,33 @@ def test_sampling_is_unbiased(name: str, draws: int) -> None:
     z = (mean - exact) / (deviation / np.sqrt(n))
     assert np.abs(z).max() < 4
     assert (deviation / np.sqrt(n) / exact).max() < 0.1  # the test could see a bias of some per cent
+
+
+@pytest.mark.parametrize("draw", [importance_draws, model_draws])
+@pytest.mark.parametrize("n_draws", [7, 40])
+def test_every_pair_weighs_one_nth_on_average(draw: Callable[[np.ndarray, int, int], Draws], n_draws: int) -> None:
+    """F is the sum over pairs of weight x what its pass gives: unbiased for any F if E[weight] = 1/N of each pair."""
+    values = np.exp(2 * np.random.default_rng(0).normal(size=(10, 4)))
+    values /= values.sum(1, keepdims=True)
+    if draw is importance_draws:
+        values *= np.geomspace(1, 1000, 10)[:, None]
+        values[3, 1] = values[4] = 0
+    n = 4000
+    weights = np.zeros((n, 10, 4))
+    for seed in range(n):
+        drawn = draw(values, n_draws, seed)
+        assert len(set(zip(drawn.images, drawn.classes, strict=True))) == len(drawn.images) <= n_draws
+        assert (np.diff(drawn.images) >= 0).all()
+        weights[seed, drawn.images, drawn.classes] = drawn.weights
+    mean, error = weights.mean(0), weights.std(0) / np.sqrt(n)
+    assert (weights[:, values == 0] == 0).all()
+    z = (mean - 0.1)[values > 0] / error[values > 0]
+    assert np.abs(z).max() < 4
+    assert np.median(error[values > 0]) < 0.01
+
+
+def test_nothing_to_draw_where_nothing_matters() -> None:
+    assert len(importance_draws(np.zeros((4, 3)), 5, 0).images) == 0
 
 
 def test_importance_sampling_beats_plain_draws_on_a_confident_head() -> None:

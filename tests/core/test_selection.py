@@ -202,6 +202,12 @@ def test_table_agrees_with_the_plain_function() -> None:
     )
 
 
+def test_chance_under_the_floor_is_the_mean_of_the_ratios() -> None:
+    """Ratios to 0.01: 1, 2, 4; their mean less one is 4/3, while the ratio of the mean error would give 1."""
+    table, _ = compare_selectors(np.array([[0.0, 0.02, 0.04]]), np.zeros((1, 3), bool), {}, leave_own_out=True)
+    assert table["relative_increase"].tolist() == pytest.approx([4 / 3])
+
+
 def test_chance_is_what_random_picks_get() -> None:
     rng = np.random.default_rng(0)
     errors = rng.uniform(0.05, 0.5, (10, 5))
@@ -231,15 +237,17 @@ def test_conclusions_follow_the_interval_of_the_paired_difference() -> None:
         yard=hard,
         better=hard - 0.02 + 0.01 * rng.normal(size=40),
         worse=hard + 0.03 + 0.01 * rng.normal(size=40),
-        same=hard + 0.001 * rng.choice([-1, 1], 40),
+        a_bit_less=hard + np.where(np.arange(40) < 22, -0.01, 0.01),
+        a_bit_more=hard + np.where(np.arange(40) < 18, -0.01, 0.01),
     )
-    words = conclusions(made, ["better", "worse", "same", "yard", "unheard-of"], ["yard", "unheard-of"])
-    assert len(words) == 3
+    words = conclusions(made, ["better", "worse", "a_bit_less", "a_bit_more", "yard", "none"], ["yard", "none"])
+    assert len(words) == 4
     assert words[0].startswith("better is better than yard: -")
     assert words[1].startswith("worse is worse than yard: +")
-    assert words[2].startswith("same cannot be told apart from yard: ")
+    assert words[2].startswith("a_bit_less cannot be told apart from yard: -0.1 points")
+    assert words[3].startswith("a_bit_more cannot be told apart from yard: +0.1 points")
     assert all(w.endswith("paired over 40 tasks.") for w in words)
-    assert words == conclusions(made, ["better", "worse", "same"], ["yard"])
+    assert words == conclusions(made, ["better", "worse", "a_bit_less", "a_bit_more"], ["yard"])
 
 
 def test_conclusions_give_points_and_interval_by_hand() -> None:
