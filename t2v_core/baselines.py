@@ -29,7 +29,9 @@ def static_scores(errors: np.ndarray, own: np.ndarray) -> np.ndarray:
     expert that was tried on easy tasks only); cells of a task's own expert do not count.
     """
     value = np.where(own, np.nan, errors)
-    centred = value - np.nanmean(value, axis=1, keepdims=True)
+    known = np.isfinite(value)
+    mean = np.where(known, value, 0.0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    centred = value - mean
     total = np.nansum(centred, axis=0)[None] - np.where(np.isnan(centred), 0.0, centred)
     count = np.isfinite(centred).sum(0)[None] - np.isfinite(centred)
     with np.errstate(invalid="ignore", divide="ignore"):

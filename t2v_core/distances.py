@@ -43,6 +43,17 @@ def _vector(e: Any) -> np.ndarray:
     return value
 
 
+def _same_probe(*embeddings: Any) -> None:
+    """Embeddings by different weights do not compare, even where their lengths agree.
+
+    Raises:
+        DataError: more than one probe.
+    """
+    probes = sorted({str(e.probe) for e in embeddings if hasattr(e, "probe")})
+    if len(probes) > 1:
+        raise DataError(f"got embeddings by probes {', '.join(probes)}; only embeddings of the same probe compare")
+
+
 def _check(values: np.ndarray, what: str) -> None:
     if not np.isfinite(values).all() or (values < 0).any():
         raise DataError(f"{what} has values that are negative or not finite; a Fisher information has neither")
@@ -90,6 +101,7 @@ def symmetric_distance(a: Any, b: Any) -> float:
     Raises:
         DataError: embeddings of different probes, or not finite.
     """
+    _same_probe(a, b)
     return float(symmetric_matrix(_vector(a)[None], _vector(b)[None])[0, 0])
 
 
@@ -146,11 +158,16 @@ def distance_matrix(
         UnknownNameError: no such kind.
     """
     if kind == "domain":
-        rows = np.stack([np.asarray(getattr(e, "domain", e), np.float64) for e in embeddings])
-        return cosine_matrix(rows, rows)
+        means = np.stack([np.asarray(getattr(e, "domain", e), np.float64) for e in embeddings])
+        return cosine_matrix(means, means)
     if kind not in ("symmetric", "asymmetric"):
         raise UnknownNameError("distance", kind, ["symmetric", "asymmetric", "domain"])
-    vectors = np.stack([_vector(e) for e in embeddings])
+    _same_probe(*embeddings)
+    rows = [_vector(e) for e in embeddings]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1:
+        raise DataError(f"got embeddings of {lengths} filters; only embeddings of the same probe compare")
+    vectors = np.stack(rows)
     d = symmetric_matrix(vectors, vectors)
     if kind == "symmetric":
         return np.asarray((d + d.T) / 2)

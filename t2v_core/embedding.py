@@ -106,6 +106,7 @@ def _fisher_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     for c in np.unique(labels):
         of_class = order[labels[order] == c]
         rank[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+        rank[of_class[0]] = -1.0  # every class first
     return np.sort(np.argsort(rank, kind="stable")[:limit])
 
 
@@ -206,6 +207,8 @@ def _as_uint8(probe: Probe, image: Any) -> np.ndarray:
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     if array.dtype != np.uint8:
+        if not np.isfinite(array).all():
+            raise DataError(f"got a {array.dtype} image with values that are not finite; wanted uint8 or [0, 1]")
         if array.min() < 0 or array.max() > 1:
             raise DataError(
                 f"got a {array.dtype} image with values in [{array.min():.3g}, {array.max():.3g}]; "

@@ -142,22 +142,34 @@ def _zero(data: _Rotated, n_classes: int) -> _Solution:
 
 
 def validation_mask(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Rows to hold out: whole groups, about ``share`` of them, every class on both sides.
+    """Rows to hold out: whole groups, about ``share`` of them, every class on both sides where it has two groups.
 
-    Groups are taken in a seeded order and added while each class keeps rows to train on. All false where no group
-    can be held out.
+    Groups are taken in a seeded order, first one for each class, the rarest first, then any, as long as every class
+    keeps rows to train on. All false where no group can be held out.
     """
     unique, inverse = np.unique(groups, return_inverse=True)
     counts = np.bincount(labels)
+    per_group = np.zeros((len(unique), len(counts)), np.int64)
+    np.add.at(per_group, (inverse, labels), 1)
     held = np.zeros(len(unique), bool)
     held_counts = np.zeros_like(counts)
-    for g in np.random.default_rng(seed).permutation(len(unique)):
+    order = np.random.default_rng(seed).permutation(len(unique))
+
+    def take(g: int) -> bool:
+        of_group = per_group[g]
+        if held[g] or not np.all((held_counts + of_group < counts) | (of_group == 0)):
+            return False
+        held[g] = True
+        held_counts[:] += of_group
+        return True
+
+    for c in np.argsort(counts, kind="stable"):
+        if counts[c] and not held_counts[c]:
+            any(take(g) for g in order if per_group[g, c])
+    for g in order:
         if held.sum() >= share * len(unique):
             break
-        of_group = np.bincount(labels[inverse == g], minlength=len(counts))
-        if np.all((held_counts + of_group < counts) | (of_group == 0)):
-            held[g] = True
-            held_counts += of_group
+        take(g)
     return np.asarray(held[inverse])
 
 
@@ -196,7 +208,9 @@ def fit_head(
         raise ComputeError(f"{int((~np.isfinite(raw)).any(1).sum())} of {len(raw)} feature rows are not finite")
     mean = _row_weights(labels, c, spec.balance) @ raw
     x = raw - mean
-    scale = float(np.sqrt(np.square(x).sum(1).mean())) or 1.0
+    scale = float(np.sqrt(np.square(x).sum(1).mean()))
+    if scale <= 1e-7 * float(np.linalg.norm(mean)):  # equal features: what is left is rounding, and no signal
+        x, scale = np.zeros_like(x), 1.0
     x /= scale
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
 

@@ -107,7 +107,7 @@ class Task:
     """Train images of each class."""
     test_counts: tuple[int, ...]
     fingerprint: str
-    """Hash of the spec and of every image and label in it: changes when the data change."""
+    """Hash of the spec and of every image, label, split and group in it: changes when the data change."""
 
     @property
     def task_id(self) -> str:
@@ -252,8 +252,8 @@ def resolve_task(spec: TaskSpec, annotations: Annotations) -> TaskRows:
 def _task_fingerprint(spec: TaskSpec, rows: TaskRows, annotations: Annotations) -> str:
     digest = hashlib.sha256()
     names = annotations.columns["digest"]
-    for row, label, test in zip(rows.rows, rows.labels, rows.test, strict=True):
-        digest.update(f"{names[row]}:{label}:{int(test)};".encode())
+    for row, label, test, group in zip(rows.rows, rows.labels, rows.test, rows.groups, strict=True):
+        digest.update(f"{names[row]}:{label}:{int(test)}:{group};".encode())
     return fingerprint(spec, digest.hexdigest())
 
 
@@ -289,6 +289,15 @@ def _candidates(rule: TaskRule, library: LibrarySpec, annotations: Annotations) 
     for name, allowed in fixed:
         keep &= np.isin(annotations.column(name), list(allowed))
     scopes: list[str] = _counted(annotations.column(rule.within)[keep]) if rule.within else [""]
+    if not scopes:  # nothing fits the filter: one task to say so
+        yield TaskSpec(
+            task_id=f"{rule.source}/{rule.within}=?/{rule.label}",
+            kind=rule.kind,
+            classes=(),
+            values=(),
+            where=fixed,
+            **base,
+        )
     for scope in scopes:
         inside = keep & (annotations.column(rule.within) == scope) if rule.within else keep
         where = (*fixed, (rule.within, (scope,))) if rule.within else fixed
@@ -320,7 +329,9 @@ def _candidates(rule: TaskRule, library: LibrarySpec, annotations: Annotations) 
                 **base,
             )
         else:
-            for value in values:
+            # A value that was asked for and is not there is a task that is skipped, with the reason.
+            absent = [] if rule.within else [v for v in rule.values if v not in values] or ([] if values else ["?"])
+            for value in [*values, *absent]:
                 yield TaskSpec(
                     task_id=f"{prefix}{rule.label}={value}",
                     kind="binary",

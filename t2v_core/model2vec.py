@@ -80,9 +80,10 @@ def target_distribution(errors: np.ndarray, candidates: np.ndarray, spec: Model2
 
 def _symmetric_rows(m: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
     """d_sym row by row, ``[T]``, differentiable."""
-    total = (m + tasks).clamp_min(1e-300)
-    s = (m - tasks) / (2 * total)
-    d = m.shape[1]
+    total = m + tasks
+    alive = total > 0  # a filter that is zero in both says nothing
+    s = torch.where(alive, (m - tasks) / (2 * torch.where(alive, total, 1.0)), 0.0)
+    d = alive.sum(1).double()
     s1, s2 = s.sum(1), s.square().sum(1)
     r = ((d / 4 + s1 + s2) * (d / 4 - s1 + s2)).clamp_min(1e-300).sqrt()
     return (d * s2 - s1.square()) / (r * (r + d / 4 - s2))
@@ -125,7 +126,7 @@ def _solve_dual(
     n, e = distances.shape
     # K = V diag(s) V'; with delta_i = sqrt(P) J_i' V s^(-1/2) beta_i the penalty is l2/2 |beta_i|^2.
     s, v = np.linalg.eigh(grams)
-    s = np.maximum(s, s.max(1, keepdims=True) * 1e-10)
+    s = np.maximum(s, np.maximum(s.max(1, keepdims=True) * 1e-10, 1e-300))
     factor = v * np.sqrt(s * p)[:, None, :]  # d = d0 + factor @ beta
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:

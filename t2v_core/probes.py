@@ -302,6 +302,40 @@ def _cut_head(network: nn.Module, head: str) -> int:
     return layer.in_features
 
 
+def _features_without_head(network: nn.Module, head: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the head off, in place; returns an example input and the features that the network now gives.
+
+    Raises:
+        ProbeError: no such head, nothing before it, or something after it.
+    """
+    n_features = _cut_head(network, head)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    if not any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in network.modules()):
+        raise ProbeError(f"no convolution or linear layer before the head {head!r}; there is nothing to embed with")
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, 3, size, size, generator=generator).to(parameter.device, parameter.dtype)
+    seen: list[torch.Tensor] = []
+    cut = network.get_submodule(head)
+    hook = cut.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    try:
+        with torch.no_grad():
+            features: torch.Tensor = network(example)
+    except RuntimeError as error:
+        raise ProbeError(f"{head!r} is not the last layer: without it the network does not run ({error})") from error
+    finally:
+        hook.remove()
+    if features.shape != (2, n_features):
+        raise ProbeError(
+            f"without its head {head!r} the network gives {tuple(features.shape)}; wanted (2, {n_features}): the "
+            "head must be the last layer"
+        )
+    if not seen or not torch.equal(seen[0], features):
+        raise ProbeError(f"something follows the head {head!r}; it must be the last layer, and give logits")
+    return example, features
+
+
 def _batchnorm_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     """(convolution, BatchNorm) names where the BatchNorm's input *is* the convolution's output."""
     names = {m: n for n, m in network.named_modules()}
@@ -334,14 +368,15 @@ def _fold_batchnorm(network: nn.Module, example: torch.Tensor) -> dict[str, torc
     for conv_name, norm_name in _batchnorm_pairs(network, example):
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        if conv_name in scales or norm.running_mean is None or norm.running_var is None:
+        if not isinstance(norm, nn.BatchNorm2d) or conv_name in scales:
+            continue  # shared with a convolution that was folded before; the functions differ, and nothing is folded
+        if norm.running_mean is None or norm.running_var is None:
             continue
         gamma = norm.weight if norm.affine else torch.ones_like(norm.running_var)
         shift = norm.bias if norm.affine else torch.zeros_like(norm.running_var)
         s = gamma / torch.sqrt(norm.running_var + norm.eps)
         bias = conv.bias if conv.bias is not None else torch.zeros_like(s)
-        conv.bias = nn.Parameter((bias - norm.running_mean) * s + shift)
+        conv.bias = nn.Parameter((bias - norm.running_mean) * s + shift, requires_grad=False)
         conv.weight.mul_(s[:, None, None, None])
         scales[conv_name] = s.clone()
         parent, _, child = norm_name.rpartition(".")
@@ -369,21 +404,16 @@ def probe_from_module(
 
     transform = transform or ImageTransform(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     network = copy.deepcopy(net).eval()
-    n_features = _cut_head(network, head)
-    digest = _weights_digest(network)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    for module in network.modules():
+    for name_of, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ProbeError(
+                f"{name_of!r} normalises by each batch's own statistics (track_running_stats=False), so that an "
+                "embedding would depend on the batch; use a network with running statistics"
+            )
         if hasattr(module, "inplace"):  # a hook on a convolution's output must see it unchanged
-            module.inplace = False  # type: ignore[assignment]
-    parameter = next(network.parameters())
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, 3, transform.size, transform.size, generator=generator)
-    example = example.to(parameter.device, parameter.dtype)
-    with torch.no_grad():
-        before = network(example)
-    if before.shape != (2, n_features):
-        raise ProbeError(f"without its head {head!r} the network gives {tuple(before.shape)}; wanted (2, {n_features})")
+            module.inplace = False
+    example, before = _features_without_head(network, head, transform.size)
+    digest, n_features = _weights_digest(network), before.shape[1]
     folded = copy.deepcopy(network)
     scales = _fold_batchnorm(folded, example)
     with torch.no_grad():
@@ -408,7 +438,7 @@ def probe_from_module(
         )
         unit_scales.append(s)
     if not units:
-        raise ProbeError(f"no convolution or linear layer before the head {head!r}; there is nothing to embed with")
+        raise ProbeError(f"no convolution or linear layer is called before the head {head!r}; nothing to embed with")
     return Probe(
         name=name or type(net).__name__,
         digest=digest,

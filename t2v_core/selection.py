@@ -94,6 +94,11 @@ def relative_error_increase(
         raise DataError(f"got errors {errors.shape} and selected {selected.shape}; wanted [T, E] and [T]")
     mask = _candidate_mask(errors, own)
     rows = np.arange(len(errors))
+    outside = (selected < 0) | (selected >= errors.shape[1])
+    if outside.any():
+        raise DataError(
+            f"choices {np.unique(selected[outside]).tolist()} are no expert; wanted 0 to {errors.shape[1] - 1}"
+        )
     wrong = ~mask[rows, selected]
     if wrong.any():
         raise DataError(

@@ -134,8 +134,8 @@ def sample_filter_norms(
 
     def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
         if not output.requires_grad:
-            output = output.detach().requires_grad_()
-            output = output.view_as(output)
+            # Not a leaf, nor a view of one: what follows may work in place on it.
+            output = output.detach().requires_grad_().clone()
 
         def on_gradient(gradient: torch.Tensor) -> None:
             with torch.no_grad():
