@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test check bench format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ check: $(STAMP)  ## lint, format, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## time and accuracy of the Fisher estimators; docs/benchmarks.md has the figures
+	$(BIN)/python benchmarks/fisher.py
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
