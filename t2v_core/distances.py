@@ -157,17 +157,16 @@ def distance_matrix(
     Raises:
         UnknownNameError: no such kind.
     """
-    if kind == "domain":
-        means = np.stack([np.asarray(getattr(e, "domain", e), np.float64) for e in embeddings])
-        return cosine_matrix(means, means)
-    if kind not in ("symmetric", "asymmetric"):
+    if kind not in ("symmetric", "asymmetric", "domain"):
         raise UnknownNameError("distance", kind, ["symmetric", "asymmetric", "domain"])
     _same_probe(*embeddings)
-    rows = [_vector(e) for e in embeddings]
+    rows = [_vector(getattr(e, "domain", e) if kind == "domain" else e) for e in embeddings]
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1:
         raise DataError(f"got embeddings of {lengths} filters; only embeddings of the same probe compare")
     vectors = np.stack(rows)
+    if kind == "domain":
+        return cosine_matrix(vectors, vectors)
     d = symmetric_matrix(vectors, vectors)
     if kind == "symmetric":
         return np.asarray((d + d.T) / 2)

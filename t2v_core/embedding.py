@@ -222,8 +222,8 @@ def _as_uint8(probe: Probe, image: Any) -> np.ndarray:
 def embed_task(
     probe: Probe,
     dataset: Any,
-    estimator: str = "montecarlo",
-    seed: int = 0,
+    estimator: str | None = None,
+    seed: int | None = None,
     *,
     spec: EmbeddingSpec | None = None,
     head: HeadSpec | None = None,
@@ -236,8 +236,8 @@ def embed_task(
         dataset: any map-style dataset of (image, label), or a pair of arrays (images, labels). Images: PIL, encoded
             bytes, uint8 or floats in [0, 1]; not yet normalised, and without random augmentation. Labels: anything
             hashable; their names and order do not matter.
-        estimator: ``montecarlo`` or ``exact``.
-        seed: of all draws; the same seed gives the same bytes.
+        estimator: ``montecarlo`` or ``exact``, in place of the spec's; the default is ``montecarlo``.
+        seed: of all draws, in place of the spec's; the default is 0. The same seed gives the same bytes.
         spec: all other settings.
         head: head settings, in place of the spec's.
         progress: called with (images done, images in all) while features are made.
@@ -247,9 +247,8 @@ def embed_task(
         TaskError: no images, or fewer than two classes.
         DataError: images of a wrong shape or range.
     """
-    settings = (spec or EmbeddingSpec()).model_copy(update={"estimator": estimator, "seed": seed})
-    if head is not None:
-        settings = settings.model_copy(update={"head": head})
+    given = {"estimator": estimator, "seed": seed, "head": head}
+    settings = (spec or EmbeddingSpec()).model_copy(update={k: v for k, v in given.items() if v is not None})
     ESTIMATORS[settings.estimator]
     if isinstance(dataset, tuple) and len(dataset) == 2:
         pairs = list(zip(dataset[0], np.asarray(dataset[1]).tolist(), strict=True))

@@ -410,6 +410,11 @@ def probe_from_module(
                 f"{name_of!r} normalises by each batch's own statistics (track_running_stats=False), so that an "
                 "embedding would depend on the batch; use a network with running statistics"
             )
+        if isinstance(module, nn.MultiheadAttention):
+            raise ProbeError(
+                f"{name_of!r} is a torch.nn.MultiheadAttention, whose projections cannot be watched; supported are "
+                "networks of convolutions and linear layers"
+            )
         if hasattr(module, "inplace"):  # a hook on a convolution's output must see it unchanged
             module.inplace = False
     example, before = _features_without_head(network, head, transform.size)

@@ -89,13 +89,19 @@ def record_units(network: nn.Module, example: torch.Tensor) -> list[str]:
     """Names of the convolutions and linear layers that a forward pass calls, in its order.
 
     Raises:
-        ProbeError: a layer is called twice (its per-sample gradient is then a sum over calls).
+        ProbeError: a layer is called twice (its per-sample gradient is then a sum over calls), or does not see one row
+            an image.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     names = list(layers)
     seen: list[str] = []
 
-    def on_call(unit: int, _: LayerCall, output: torch.Tensor) -> torch.Tensor:
+    def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
+        if len(call.x) != len(example):
+            raise ProbeError(
+                f"layer {names[unit]!r} sees {len(call.x)} rows for {len(example)} images (windows or patches as rows); "
+                "a probe's layers must see one row an image"
+            )
         if names[unit] in seen:
             raise ProbeError(
                 f"layer {names[unit]!r} is used twice in one forward pass; a probe's layers must be used once"

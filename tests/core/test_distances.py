@@ -191,3 +191,12 @@ def test_other_errors() -> None:
         distance_matrix(vectors(3, 4), "asymmetric")
     with pytest.raises(UnknownNameError, match="did you mean 'symmetric'"):
         distance_matrix(vectors(3, 4), "symetric")
+
+
+def test_domain_embeddings_of_different_probes_do_not_compare() -> None:
+    with pytest.raises(DataError, match="same probe"):
+        distance_matrix([np.ones(3), np.ones(4)], "domain")
+    with pytest.raises(DataError, match="probes resnet34:1, resnet34:2"):
+        distance_matrix(
+            [Fake(np.ones(3), np.ones(3), np.ones(2), probe=p) for p in ("resnet34:1", "resnet34:2")], "domain"
+        )

@@ -285,3 +285,12 @@ def test_tasks_that_are_none() -> None:
 def test_images_that_are_none(image: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         embed_task(probe(), [(image, 0), (image, 1)])
+
+
+def test_a_specs_estimator_and_seed_hold_unless_others_are_given() -> None:
+    images, labels = task(40)
+    spec = EmbeddingSpec(estimator="exact", seed=7)
+    made = embed_task(probe(), (images, labels), spec=spec)
+    assert (made.estimator, made.seed) == ("exact", 7)
+    other = embed_task(probe(), (images, labels), "montecarlo", 3, spec=spec)
+    assert (other.estimator, other.seed) == ("montecarlo", 3)

@@ -381,3 +381,37 @@ def test_anything_after_the_head_is_refused() -> None:
 def test_a_batchnorm_shared_by_two_convolutions() -> None:
     net = seeded(OddNet, "shared norm")
     assert_contract(probe_from_module(net, transform=transform()), net, "fc", 8)
+
+
+class Windows(nn.Module):
+    """A linear layer over four windows of each image, as rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.fc = nn.Linear(48, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = x.reshape(len(x) * 4, 48)
+        return self.fc(self.inner(windows).reshape(len(x), 4, 6).mean(1))
+
+
+class Attention(nn.Module):
+    """Attention over pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.attention, self.fc = (
+            nn.Linear(3, 4),
+            nn.MultiheadAttention(4, 1, batch_first=True),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.inner(x.flatten(2).transpose(1, 2))
+        return self.fc(self.attention(z, z, z)[0].mean(1))
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Windows, "sees 8 rows for 2 images"), (Attention, "MultiheadAttention")])
+def test_layers_that_cannot_be_watched_are_refused(kind: type[nn.Module], said: str) -> None:
+    with pytest.raises(ProbeError, match=said):
+        probe_from_module(seeded(kind), transform=transform())
