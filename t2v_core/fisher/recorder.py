@@ -99,8 +99,8 @@ def record_units(network: nn.Module, example: torch.Tensor) -> list[str]:
     def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
         if len(call.x) != len(example):
             raise ProbeError(
-                f"layer {names[unit]!r} sees {len(call.x)} rows for {len(example)} images (windows or patches as rows); "
-                "a probe's layers must see one row an image"
+                f"layer {names[unit]!r} sees {len(call.x)} rows for {len(example)} images (windows or patches as "
+                "rows); a probe's layers must see one row an image"
             )
         if names[unit] in seen:
             raise ProbeError(
