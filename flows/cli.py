@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -387,7 +386,8 @@ def ui(
     else:
         raise ConfigError(f"unknown page {what!r}; wanted mlflow or prefect")
     out.print(f"{what}: http://127.0.0.1:{port}   (Ctrl-C stops)")
-    raise typer.Exit(subprocess.call([*command, "--port", str(port)]))
+    out.file.flush()
+    os.execv(command[0], [*command, "--port", str(port)])  # one process, so that a signal reaches the server
 
 
 def main() -> None:
