@@ -111,12 +111,11 @@ def log_run(
         ),
         params=ParamSchema([ParamSpec("top_k", "long", 5)]),
     )
+    run_name = f"{name} {fingerprint.rsplit('-', 1)[-1][:6]}"
     with (
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(
-            experiment_id=_experiment(mlflow, name), run_name=f"{name} {fingerprint.rsplit('-', 1)[-1][:6]}"
-        ) as run,
+        mlflow.start_run(experiment_id=_experiment(mlflow, name), run_name=run_name) as run,
     ):
         warnings.simplefilter("ignore")  # MLflow's own, of type hints and of pickled models that this is not
         mlflow.set_tags(dict(tags))
