@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,3 +72,24 @@ def test_one_class_is_no_task(shapes_folder: Path, tmp_path: Path) -> None:
     answer = t2v("embed", str(tmp_path / "only"))
     assert answer.returncode == 2
     assert "two or more classes" in answer.stderr or "class" in answer.stderr
+
+
+def test_an_interrupted_run_ends_soon_and_goes_on(config: Callable[..., str], tmp_path: Path) -> None:
+    """Ctrl-C in mid-run: the process and all it started end, nothing half is left, and the same command finishes."""
+    path = config(embedding__draws=20000, embedding__max_images=40, embedding__estimator="montecarlo_plain")
+    command = [sys.executable, "-m", "flows.cli", "run", path, "--store", str(tmp_path / "store")]
+    log = tmp_path / "log"
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:
+        deadline = time.monotonic() + 120
+        while "embed tasks: 0 of 6" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130, log.read_text()[-2000:]
+        assert time.monotonic() - began < 45
+    assert "the same command goes on where it was" in log.read_text()
+    config()  # with the usual draws, so that the rest is quick
+    again = t2v("run", path, "--store", str(tmp_path / "store"), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "MODEL2VEC" in again.stdout

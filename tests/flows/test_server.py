@@ -36,6 +36,16 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process of Prefect's to end, and end it where it does not."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(30)
+
+
 class Server:
     """A Prefect server and its API."""
 
@@ -108,8 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.run("deploy", "--all")
         yield server
     finally:
-        process.terminate()
-        process.wait(30)
+        stop(process)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -164,8 +173,7 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
         state = server.wait("the end of the run", ended, 300)
         assert state["type"] == "COMPLETED", (state, (tmp_path / "worker.log").read_text()[-3000:])
     finally:
-        worker.terminate()
-        worker.wait(60)
+        stop(worker)
     artifacts = server.call("/artifacts/filter", {})
     kinds = {a["key"]: a["type"] for a in artifacts}
     assert kinds["pipeline-summary"] == "markdown"
