@@ -177,7 +177,7 @@ def test_exact_on_resnet18() -> None:
 
 def test_exact_on_efficientnet_lite0() -> None:
     """The demo's probe with its ImageNet weights; with random ones its Fisher values are near 1e-19, all rounding."""
-    assert_exact(build_network("efficientnet_lite0"), "classifier", size=32)
+    assert_exact(build_network("efficientnet_lite0"), "classifier", size=48)
 
 
 def test_zero_gain_gives_a_zero_block_before_it() -> None:
