@@ -155,6 +155,9 @@ def run(
     stop = listen(terminal_listener(STAGES))
     try:
         summary = pipeline(PipelineParams(config=config, store=store, dask=dask, workers=workers))
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on where it was")
+        raise typer.Exit(130) from None
     finally:
         stop()
     out.print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} min.")
@@ -394,9 +397,6 @@ def main() -> None:
     """Entry point: errors of ours are one line, not a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on where it was")
-        raise SystemExit(130) from None
     except T2VError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
