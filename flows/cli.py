@@ -224,25 +224,23 @@ def select(
         title=f"{path}: {len(answer.folder.classes)} classes, {answer.folder.n_images} images", title_justify="left"
     )
     for column, justify in (
-        ("", "right"),
+        ("", "left"),
         ("expert", "left"),
         ("distance", "right"),
         ("to its task", "right"),
-        ("chance to be best", "right"),
-        ("expected place", "right"),
-        ("", "left"),
+        ("P(best)", "right"),
+        (f"place of {len(answer.ranking)}", "right"),
     ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, no_wrap=column == "expert")  # type: ignore[arg-type]
     for row in shown.itertuples():
         own = "unknown" if row.task_distance != row.task_distance else f"{row.task_distance:.4f}"
         table.add_row(
-            str(row.rank),
+            f"{row.rank} tied" if row.tied else str(row.rank),
             escape(row.expert),
             f"{row.distance:.4f}",
             own,
             f"{row.probability:.0%}",
-            f"{row.expected_place:.1f} of {len(answer.ranking)}",
-            "tied with the first" if row.tied and row.rank > 1 else "",
+            f"{row.expected_place:.1f}",
         )
     out.print(table)
     out.print(escape(answer.verdict()), soft_wrap=True)
