@@ -77,7 +77,15 @@ def test_one_class_is_no_task(shapes_folder: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_ends_soon_and_goes_on(config: Callable[..., str], tmp_path: Path) -> None:
     """Ctrl-C in mid-run: the process and all it started end, nothing half is left, and the same command finishes."""
     path = config(embedding__draws=20000, embedding__max_images=40, embedding__estimator="montecarlo_plain")
-    command = [sys.executable, "-m", "flows.cli", "run", path, "--store", str(tmp_path / "store")]
+    # A shell's background job ignores SIGINT and hands that down; a person's terminal does not.
+    script = """
+import signal
+from flows.cli import main
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+"""
+    command = [sys.executable, "-c", script, "run", path, "--store", str(tmp_path / "store")]
     log = tmp_path / "log"
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:
         deadline = time.monotonic() + 120
