@@ -34,6 +34,7 @@ check: $(STAMP)  ## lint, format, types, import layers
 
 bench: $(STAMP)  ## time and accuracy of the Fisher estimators; docs/benchmarks.md has the figures
 	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/depthwise.py
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

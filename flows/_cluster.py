@@ -41,11 +41,6 @@ class Cluster:
         self._waiting: set[Future] = set()
         self._slots = threading.Semaphore(1)
 
-    @property
-    def dashboard(self) -> str:
-        """Link of the dashboard; empty while nothing runs."""
-        return str(self._client.dashboard_link) if self._client else ""
-
     def client(self) -> Client:
         """The client, started once.
 

@@ -7,10 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.numpy import load, save
 
-from flows._keys import features_key
+from flows._keys import ERROR_MATRIX, features_key
 from flows._store import Store
 from t2v_core.config import FrozenModel
 from t2v_core.errors import StoreError
@@ -19,7 +21,17 @@ from t2v_core.images import ImageTransform, decode_image
 from t2v_core.library import Annotations
 from t2v_core.probes import Probe, load_probe
 
-__all__ = ["Extractor", "annotations", "features", "load_extractor", "load_images", "source_record", "weights_of"]
+__all__ = [
+    "Extractor",
+    "annotations",
+    "features",
+    "load_extractor",
+    "load_images",
+    "load_network",
+    "read_cells",
+    "source_record",
+    "weights_of",
+]
 
 CACHED_BYTES = 512 * 2**20
 """A source whose decoded images are smaller is kept decoded in the worker."""
@@ -60,14 +72,20 @@ def weights_of(store_url: str, weights: str) -> str | dict[str, torch.Tensor]:
 
 
 @lru_cache(maxsize=3)
-def load_extractor(store_url: str, extractor: Extractor) -> Probe:
-    """The network, on a GPU where this worker has one."""
-    probe = load_probe(
+def load_network(store_url: str, extractor: Extractor) -> Probe:
+    """The network, where it was built: for its digest and layout, or to embed one folder."""
+    return load_probe(
         extractor.architecture,
         weights_of(store_url, extractor.weights),
         seed=extractor.seed,
         image_size=extractor.image_size,
     )
+
+
+@lru_cache(maxsize=3)
+def load_extractor(store_url: str, extractor: Extractor) -> Probe:
+    """The network, on a GPU where this worker has one."""
+    probe = load_network(store_url, extractor)
     return probe.to(torch.device("cuda")) if torch.cuda.is_available() else probe
 
 
@@ -104,6 +122,12 @@ def load_images(store_url: str, prefix: str, transform: ImageTransform, rows: np
     if n * transform.size**2 * 3 <= CACHED_BYTES:
         return np.asarray(_all_images(store_url, prefix, transform)[rows])
     return _decode_rows(store_url, prefix, transform, rows)
+
+
+def read_cells(store: Store, blocks: list[str]) -> pa.Table:
+    """All cells of some blocks of the error matrix, failed ones too."""
+    cells = store.read_table(ERROR_MATRIX)
+    return cells.filter(pc.is_in(cells["unit"], pa.array(blocks)))
 
 
 @lru_cache(maxsize=4)

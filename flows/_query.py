@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows._data import weights_of
+from flows._data import Extractor, load_network
+from flows._pointers import read_pointer
 from flows._settings import store_url
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec
 from t2v_core.errors import ConfigError
-from t2v_core.probes import load_probe
 from t2v_core.query import EmbeddedFolder, embed_folder
 from t2v_core.selector import Selector
 
@@ -39,7 +39,7 @@ def newest_selector(store: Store, name: str = "") -> tuple[Selector, dict[str, A
         raise ConfigError(f"no selector {name!r} in {store.url}; there are: {', '.join(names)}")
     if not name and len(names) > 1:
         raise ConfigError(f"{store.url} holds selectors {', '.join(names)}; say which with --name")
-    record = store.read_json(f"latest/{name or names[0]}/selection.json")
+    record = read_pointer(store, name or names[0], "selection")
     return Selector.loads(store.read(f"{record['prefix']}/selector.safetensors")), record
 
 
@@ -84,12 +84,13 @@ def answer_query(params: SelectExpertParams, progress: Callable[[str, int, int],
     store = Store(store_url(params.store, params.name or "demo"))
     selector, record = newest_selector(store, params.name)
     settings = record["probe"]
-    probe = load_probe(
-        selector.probe_name,
-        weights_of(store.url, settings["weights"]),
-        seed=settings["seed"],
+    extractor = Extractor(
+        architecture=selector.probe_name,
+        weights=settings["weights"],
         image_size=selector.image_size,
+        seed=settings["seed"],
     )
+    probe = load_network(store.url, extractor)
     if f"{probe.name}:{probe.digest}" != selector.probe:
         raise ConfigError(
             f"the probe's weights are {probe.name}:{probe.digest} here and were {selector.probe} when the selector was "

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from safetensors.numpy import load
 
-from flows._keys import EMBEDDINGS, ERROR_MATRIX, selection_prefix
+from flows._data import read_cells
+from flows._keys import EMBEDDINGS, selection_prefix
 from flows._stage import Run
 from t2v_core.matrix import ErrorMatrix
 from t2v_core.model2vec import Model2Vec
@@ -67,8 +67,7 @@ class Results:
     @cached_property
     def cells(self) -> pa.Table:
         """All cells of the error matrix, failed ones too."""
-        cells = self.run.store.read_table(ERROR_MATRIX)
-        return cells.filter(pc.is_in(cells["unit"], pa.array(self.blocks)))
+        return read_cells(self.run.store, self.blocks)
 
     @cached_property
     def matrix(self) -> ErrorMatrix:

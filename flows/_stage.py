@@ -19,15 +19,15 @@ from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows._cluster import Cluster, shared_cluster
-from flows._data import Extractor, weights_of
-from flows._keys import pointer_key
+from flows._data import Extractor, load_network
+from flows._pointers import read_pointer, write_pointer
 from flows._progress import Progress
 from flows._settings import dask_address, store_url
 from flows._store import Store
 from t2v_core.config import PipelineConfig, load_config
 from t2v_core.errors import ComputeError, ConfigError, DataError, ProbeError, WeightsError
 from t2v_core.fisher import ESTIMATORS
-from t2v_core.probes import Probe, load_probe
+from t2v_core.probes import Probe
 
 __all__ = ["Run", "StageFailed", "StageParams", "StageResult", "Unit", "open_run", "run_units", "threads"]
 
@@ -100,9 +100,7 @@ class Run:
     @cached_property
     def probe(self) -> Probe:
         """The probe, for its digest and layout."""
-        g = self.generic
-        weights = weights_of(self.store.url, g.weights)
-        return load_probe(g.architecture, weights, seed=g.seed, image_size=g.image_size)
+        return load_network(self.store.url, self.generic)
 
     def check(self) -> None:
         """What can be known to be wrong before any long work.
@@ -116,9 +114,7 @@ class Run:
 
     def point(self, stage: str, value: dict[str, Any]) -> None:
         """Write down this config's newest result of a stage."""
-        key = pointer_key(self.config.name, stage)
-        if not self.store.exists(key) or self.store.read_json(key) != value:
-            self.store.replace_json(key, value)
+        write_pointer(self.store, self.config.name, stage, value)
 
     def pointed(self, stage: str) -> dict[str, Any]:
         """Read it back.
@@ -126,11 +122,7 @@ class Run:
         Raises:
             ConfigError: the stage has not run yet.
         """
-        key = pointer_key(self.config.name, stage)
-        if not self.store.exists(key):
-            raise ConfigError(f"stage {stage!r} of {self.config.name!r} has not run in {self.store.url}; run it first")
-        value: dict[str, Any] = self.store.read_json(key)
-        return value
+        return read_pointer(self.store, self.config.name, stage)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
-from flows._data import Extractor, annotations, features, load_extractor, load_images, weights_of
+from flows._data import Extractor, annotations, features, load_extractor, load_images, read_cells, weights_of
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec, SourceSpec
@@ -213,9 +212,8 @@ def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     spec, trained_on = Model2VecSpec.model_validate(payload["model2vec"]), payload["trained_on"]
     table = EmbeddingTable.of(store.read_table(EMBEDDINGS), payload["embeddings"])
-    cells = store.read_table(ERROR_MATRIX)
-    wanted = pa.compute.is_in(cells["unit"], pa.array(payload["blocks"]))
-    matrix = ErrorMatrix.of(cells.filter(wanted), table.task_ids, trained_on, payload["metric"])
+    cells = read_cells(store, payload["blocks"])
+    matrix = ErrorMatrix.of(cells, table.task_ids, trained_on, payload["metric"])
     base = expert_vectors(table.vectors, table.task_ids, trained_on)
     keep = matrix.judged()
     candidates = np.isfinite(matrix.errors) & ~(matrix.own if payload["leave_own_out"] else False)

@@ -302,17 +302,14 @@ def tasks(
     skipped: Annotated[bool, typer.Option("--skipped", help="Also list the tasks that the data do not give.")] = False,
 ) -> None:
     """List the tasks of a pipeline's library (after its ingest stage has run)."""
-    from flows._keys import pointer_key
+    from flows._pointers import read_pointer
     from flows._store import Store
     from t2v_core.config import load_config
     from t2v_core.library import TaskLibrary
 
     loaded = load_config(config)
     place = Store(store_url(store, loaded.name))
-    key = pointer_key(loaded.name, "library")
-    if not place.exists(key):
-        raise ConfigError(f"no library of {loaded.name!r} in {place.url}; run `t2v run {config}` first")
-    pointer = place.read_json(key)
+    pointer = read_pointer(place, loaded.name, "library")
     library = TaskLibrary.from_table(place.read_table(pointer["manifest"]))
     if not summary:
         table = Table()
@@ -339,16 +336,13 @@ def report(
     output: Annotated[str, typer.Option("--out", help="Copy the page to this file.")] = "",
 ) -> None:
     """Say where a pipeline's report page is, or copy it to a file."""
-    from flows._keys import pointer_key
+    from flows._pointers import read_pointer
     from flows._store import Store
     from t2v_core.config import load_config
 
     loaded = load_config(config)
     place = Store(store_url(store, loaded.name))
-    key = pointer_key(loaded.name, "report")
-    if not place.exists(key):
-        raise ConfigError(f"no report of {loaded.name!r} in {place.url}; run `t2v run {config}` first")
-    page = place.read_json(key)["report"]
+    page = read_pointer(place, loaded.name, "report")["report"]
     if output:
         Path(output).write_bytes(place.read(page))
         out.print(f"written to {escape(output)}")

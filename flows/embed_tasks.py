@@ -21,21 +21,18 @@ class EmbedTasksParams(StageParams):
 
 
 def _features_units(run: Run, tasks: list[Task], sources: dict[str, str]) -> list[Unit]:
-    extractor, digest = run.generic.model_dump(), run.probe.digest
-    return [
-        Unit(
-            f"features of {name}",
-            features_key(digest, run.generic.image_size, sources[name]),
-            {
-                "extractor": extractor,
-                "digest": digest,
-                "prefix": sources[name],
-                "batch_size": run.config.embedding.batch_size,
-                "key": features_key(digest, run.generic.image_size, sources[name]),
-            },
-        )
-        for name in dict.fromkeys(t.spec.source for t in tasks)
-    ]
+    units = []
+    for name in dict.fromkeys(t.spec.source for t in tasks):
+        key = features_key(run.probe.digest, run.generic.image_size, sources[name])
+        payload = {
+            "key": key,
+            "extractor": run.generic.model_dump(),
+            "digest": run.probe.digest,
+            "prefix": sources[name],
+            "batch_size": run.config.embedding.batch_size,
+        }
+        units.append(Unit(f"features of {name}", key, payload))
+    return units
 
 
 def _embed_unit(run: Run, task: Task, fingerprint: str, prefix: str) -> Unit:

@@ -54,14 +54,9 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 run.config.selection,
                 alpha=run.config.model2vec.alpha,
             )
-            run.store.replace(
-                f"{results.prefix}/table.parquet",
-                run.store.table_bytes(pa.Table.from_pandas(compared.table, preserve_index=False)),
-            )
-            run.store.replace(
-                f"{results.prefix}/choices.parquet",
-                run.store.table_bytes(pa.Table.from_pandas(compared.choices, preserve_index=False)),
-            )
+            for name, frame in (("table", compared.table), ("choices", compared.choices)):
+                table = pa.Table.from_pandas(frame, preserve_index=False)
+                run.store.replace(f"{results.prefix}/{name}.parquet", run.store.table_bytes(table))
             selector = build_selector(results, read["model2vec"])
             run.store.replace(f"{results.prefix}/selector.safetensors", selector.dumps())
             run.store.put_json(

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from flows._keys import EMBEDDINGS, ERROR_MATRIX, report_key
 from flows._results import Results
-from flows._settings import mlflow_uri, prefect_home
+from flows._settings import mlflow_uri
 from flows._stage import Run, StageParams, StageResult, open_run
 from flows._tracking import find_run, log_run, registered_name
 from flows.ingest import library_of
-from t2v_core.arrange import arrange
+from t2v_core.arrange import Arrangement, arrange
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
 from t2v_core.figures_static import static_figures
@@ -149,7 +149,9 @@ def _slug(text: str) -> str:
     return text.replace(" ", "_").lower()
 
 
-def _track(run: Run, results: Results, data: ReportData, page: str, record: dict[str, Any]) -> str:
+def _track(
+    run: Run, results: Results, data: ReportData, arrangement: Arrangement, page: str, record: dict[str, Any]
+) -> str:
     config, store = run.config, run.store
     metrics = {"oracle_error": data.oracle_error, "n_tasks": float(len(data.tasks)), "n_experts": len(data.experts)}
     for row in data.selection.itertuples():
@@ -165,7 +167,7 @@ def _track(run: Run, results: Results, data: ReportData, page: str, record: dict
         params=_flat(config.model_dump(mode="json")),
         metrics=metrics,
         tables={"selection.json": data.selection, "tasks.json": tasks, "error_matrix.json": errors},
-        figures=static_figures(data, arrange(data)),
+        figures=static_figures(data, arrangement),
         inputs={
             "tasks": (tasks, store.path(run.pointed("library")["manifest"])),
             "embeddings": (results.table.frame, store.path(EMBEDDINGS)),
@@ -192,9 +194,10 @@ def report(params: ReportParams) -> StageResult:
             result.reused = 1
         else:
             data = _data(run, results, record, params.stages)
-            page = render_report(data)
+            arrangement = arrange(data)
+            page = render_report(data, arrangement)
             run.store.replace(key, page.encode())
-            mlflow_run = mlflow_run or _track(run, results, data, page, record)
+            mlflow_run = mlflow_run or _track(run, results, data, arrangement, page, record)
             result.done = 1
         run.point(
             "report",
@@ -203,7 +206,6 @@ def report(params: ReportParams) -> StageResult:
                 "mlflow_run": mlflow_run,
                 "mlflow": mlflow_uri(run.config.name),
                 "model": f"models:/{registered_name(run.config.name)}@champion",
-                "prefect_home": str(prefect_home(run.config.name)),
             },
         )
         result.seconds = time.perf_counter() - began

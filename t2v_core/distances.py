@@ -15,7 +15,7 @@ Filters that are zero in both embeddings say nothing and are left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,6 +213,3 @@ def transfer_distance(transferred: Sequence[float], direct: Sequence[float]) -> 
     if len(transferred) == 0 or len(direct) == 0 or np.mean(direct) <= 0:
         raise DataError("wanted at least one run of each and a direct error above zero")
     return float((np.mean(transferred) - np.mean(direct)) / np.mean(direct))
-
-
-Kind = Literal["symmetric", "asymmetric", "domain"]

@@ -206,7 +206,8 @@ def fit_head(
     raw = np.asarray(features, dtype=np.float64)
     if not np.isfinite(raw).all():
         raise ComputeError(f"{int((~np.isfinite(raw)).any(1).sum())} of {len(raw)} feature rows are not finite")
-    mean = _row_weights(labels, c, spec.balance) @ raw
+    weights = _row_weights(labels, c, spec.balance)
+    mean = weights @ raw
     x = raw - mean
     scale = float(np.sqrt(np.square(x).sum(1).mean()))
     if scale <= 1e-7 * float(np.linalg.norm(mean)):  # equal features: what is left is rounding, and no signal
@@ -232,7 +233,7 @@ def fit_head(
                 break  # the held-out loss is unimodal in the strength, up to noise: weaker ones overfit more
             best, chosen, held_loss = loss, l2, loss
             held_error = balanced_error(labels[held], log_p.argmax(1), c)
-    data = _Rotated.of(x, _row_weights(labels, c, spec.balance))
+    data = _Rotated.of(x, weights)
     solution = _solve(data, labels, chosen, _zero(data, c), spec)
     weight = solution.weight @ data.back / scale
     bias = solution.bias - weight @ mean

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from t2v_core.config import FrozenModel, LibrarySpec, TaskRule
 from t2v_core.errors import ConfigError, DataError, TaskError
-from t2v_core.fingerprints import fingerprint
+from t2v_core.fingerprints import fingerprint, name_rank
 
 __all__ = ["Annotations", "SkippedTask", "Task", "TaskLibrary", "TaskRows", "TaskSpec", "build_library", "resolve_task"]
 
@@ -53,10 +53,7 @@ class Annotations:
     @cached_property
     def order(self) -> np.ndarray:
         """A random rank of each image that depends on its id alone, so that new images disturb no sample."""
-        ids = self.table["image_id"].tolist()
-        return np.array(
-            [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in ids], np.uint64
-        )
+        return np.array([name_rank(i) for i in self.table["image_id"].tolist()], np.uint64)
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from t2v_core.config import EmbeddingSpec
 from t2v_core.embedding import TaskEmbedding, embed_features
 from t2v_core.errors import ImageError, TaskError
 from t2v_core.features import extract_features
+from t2v_core.fingerprints import name_rank
 from t2v_core.images import decode_image
 from t2v_core.probes import Probe
 from t2v_core.sources import open_source
@@ -53,7 +54,7 @@ def embed_folder(
         TaskError: fewer than two classes with images that can be used.
     """
     source = open_source("folder", path=path)
-    raws = sorted(source.images(), key=lambda r: (str(r.labels["label"]), hash_rank(r.image_id)))
+    raws = sorted(source.images(), key=lambda r: (str(r.labels["label"]), name_rank(r.image_id)))
     by_class: dict[str, list[np.ndarray]] = {}
     rejects: list[tuple[str, str]] = []
     for done, raw in enumerate(raws, start=1):
@@ -89,10 +90,3 @@ def embed_folder(
     if progress:
         progress("head and Fisher", 1, 1)
     return EmbeddedFolder(embedding, tuple(usable), len(images), tuple(rejects))
-
-
-def hash_rank(name: str) -> bytes:
-    """A random rank that depends on the name alone."""
-    import hashlib
-
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -23,7 +23,7 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from t2v_core.arrange import arrange
+from t2v_core.arrange import Arrangement, arrange
 from t2v_core.figure_parts import Spec, percent
 from t2v_core.figures import oracle_cells, page_figures, rank_correlation
 from t2v_core.report_data import SELECTION_COLUMNS, ReportData
@@ -38,16 +38,17 @@ _PACKED = 20_000  # arrays above this size are sent as 16-bit steps between thei
 _SHARED = 32  # lists of strings from this length on are sent once
 
 
-def render_report(data: ReportData) -> str:
+def render_report(data: ReportData, arrangement: Arrangement | None = None) -> str:
     """Render the page.
 
     Args:
         data: what to show.
+        arrangement: of `arrange`, where it is known already: maps and clusters are the slow part.
 
     Returns:
         The whole HTML document. The same data give the same bytes.
     """
-    placed = arrange(data) if len(data.tasks) else None
+    placed = arrangement or (arrange(data) if len(data.tasks) else None)
     script, plotly = _asset("report.js"), get_plotlyjs()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

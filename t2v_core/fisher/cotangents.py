@@ -45,9 +45,9 @@ def importance(head: Head, features: torch.Tensor) -> torch.Tensor:
     return p * squared.clamp_min(0.0)
 
 
-def sampled_cotangents(head: Head, features: torch.Tensor, classes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """``scale_n sqrt(p_c) a_c`` for one class c per row, ``[N, D]``."""
+def sampled_cotangents(head: Head, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """``sqrt(p_c) a_c`` for one class c per row, ``[N, D]``."""
     weight = head[0]
     p = probabilities(head, features)
-    root = p.gather(1, classes[:, None]).sqrt() * scale[:, None]
+    root = p.gather(1, classes[:, None]).sqrt()
     return root * (weight[classes] - p @ weight)

@@ -47,13 +47,10 @@ class _Accumulator:
         self.shares = (sizes.double() / n_images).to(probe.device)
         self._factor = [(s.double() ** 2 / unit.filter_size) for s, unit in zip(probe.scales, probe.units, strict=True)]
 
-    def sink(self, images: torch.Tensor, weights: torch.Tensor | None = None) -> Callable[[int, torch.Tensor], None]:
+    def sink(self, images: torch.Tensor, weights: torch.Tensor) -> Callable[[int, torch.Tensor], None]:
         group = (images % self.n_groups).to(self.probe.device)
         select = torch.zeros(self.n_groups, len(images), dtype=torch.float64, device=self.probe.device)
-        ones = torch.ones(len(images), dtype=torch.float64, device=self.probe.device)
-        select[group, torch.arange(len(images), device=self.probe.device)] = (
-            ones if weights is None else weights.to(self.probe.device)
-        )
+        select[group, torch.arange(len(images), device=self.probe.device)] = weights.to(self.probe.device)
 
         def add(unit_index: int, norms: torch.Tensor) -> None:
             unit = self.probe.units[unit_index]
@@ -119,12 +116,11 @@ def _sampled(probe: Probe, head: Head, images: torch.Tensor, drawn: Draws, batch
         part = slice(start, start + batch_size)
         rows = torch.as_tensor(drawn.images[part])
         classes = torch.as_tensor(drawn.classes[part]).to(probe.device)
-        one = torch.ones(len(rows), dtype=probe.dtype, device=probe.device)
         sample_filter_norms(
             probe.network,
             weights,
             _batch(probe, images, rows),
-            lambda z, c=classes, s=one: sampled_cotangents(head, z, c, s),  # type: ignore[misc]
+            lambda z, c=classes: sampled_cotangents(head, z, c),  # type: ignore[misc]
             accumulate.sink(rows, torch.as_tensor(drawn.weights[part])),
         )
     return accumulate.result(len(images), len(drawn.images), exact=False)
