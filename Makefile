@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check bench bench-task format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,9 +32,16 @@ check: $(STAMP)  ## lint, format, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## time and accuracy of the Fisher estimators; docs/benchmarks.md has the figures
+bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances; docs/benchmarks.md has the figures
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/estimators.py
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/distances.py
 	$(BIN)/python benchmarks/depthwise.py
+
+bench-task: $(STAMP)  ## one task of 10,000 images of 224 pixels, end to end
+	$(BIN)/python benchmarks/task.py 10000
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

@@ -139,7 +139,12 @@ def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         values, _, _ = features(store_url, extractor, probe.digest, prefix)
         images = load_images(store_url, prefix, probe.transform, rows)
         data.append(TrainingData(task.task_id, images, labels, values[rows]))
-    network = build_network(extractor.architecture, weights_of(store_url, extractor.weights), extractor.seed)
+    network = build_network(
+        extractor.architecture,
+        weights_of(store_url, extractor.weights),
+        extractor.seed,
+        image_size=extractor.image_size,
+    )
     assert spec.training is not None
     trained = train_expert(network, probe, data, spec.training, head=head)
     digest = load_probe(spec.architecture, trained.state, image_size=spec.image_size).digest

@@ -256,13 +256,17 @@ def select(
 def embed(
     path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
     output: Annotated[str, typer.Option("--out", help="Write the embedding to this Parquet file.")] = "",
-    probe: Annotated[str, typer.Option(help="Architecture; `t2v probes` lists them.")] = "efficientnet_lite0",
+    probe: Annotated[
+        str, typer.Option(help="Architecture; `t2v probes` lists them; or timm/NAME.")
+    ] = "efficientnet_lite0",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a file.")] = "imagenet",
     image_size: Annotated[
         int,
         typer.Option(min=16, max=1024, help="Side of the input; the demo's is 48, and only equal ones compare."),
     ] = 48,
-    estimator: Annotated[str, typer.Option(help="montecarlo, montecarlo_plain or exact.")] = "montecarlo",
+    estimator: Annotated[
+        str, typer.Option(help="variational, montecarlo, exact, montecarlo_plain or reference.")
+    ] = "variational",
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
 ) -> None:
     """Embed a folder of images with a probe; needs no store."""
@@ -352,11 +356,12 @@ def report(
 
 @app.command()
 def probes() -> None:
-    """List the architectures that can embed."""
+    """List the architectures that can embed. Besides these, `timm/NAME` takes any network of timm that fits."""
     from t2v_core.probes import PROBES
 
     for name in PROBES:
         out.print(f"{name}  (head {PROBES[name].head}, {PROBES[name].image_size} px)")
+    out.print("timm/NAME  (a network of timm made of convolutions and linear layers, e.g. timm/vit_tiny_patch16_224)")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from flows._stage import Run, StageParams, StageResult, open_run
 from flows._tracking import find_run, log_run, registered_name
 from flows.ingest import library_of
 from t2v_core.arrange import Arrangement, arrange
+from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
 from t2v_core.figures_static import static_figures
@@ -93,6 +94,17 @@ def _commands(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def _estimator(spec: EmbeddingSpec) -> str:
+    """The estimator and its budget."""
+    budgets = {
+        "montecarlo": f", {spec.draws} draws",
+        "montecarlo_plain": f", {spec.draws} draws",
+        "variational": f" ({spec.variational.diagonal}), {spec.variational.images} images a pass",
+        "reference": f", {spec.reference.epoch_size} draws",
+    }
+    return spec.estimator + budgets.get(spec.estimator, "")
+
+
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
@@ -110,7 +122,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         subtitle=f"{len(table.task_ids)} tasks, {len(matrix.experts)} experts, probe {config.probe.name}",
         run={
             "probe": f"{run.probe.name}, weights {p.weights} ({run.probe.digest}), {p.image_size} px",
-            "embedding": f"{run.probe.n_filters} filters, {e.estimator}, {e.draws} draws, {e.max_images} images",
+            "embedding": f"{run.probe.n_filters} filters, {_estimator(e)}, {e.max_images} images",
             "prior": f"beta {e.beta:g}; trivial embedding 2 beta / mean squared weight of the layer",
             "errors": config.selection.metric.replace("_", " "),
             "MODEL2VEC": f"gamma {record['gamma']:.3g}, l2 {record['l2']:g}, alpha {config.model2vec.alpha:g}",

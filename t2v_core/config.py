@@ -22,10 +22,12 @@ __all__ = [
     "Model2VecSpec",
     "PipelineConfig",
     "ProbeSpec",
+    "ReferenceSpec",
     "SelectionSpec",
     "SourceSpec",
     "TaskRule",
     "TrainingSpec",
+    "VariationalSpec",
     "explain_validation_error",
     "load_config",
 ]
@@ -110,7 +112,7 @@ class LibrarySpec(FrozenModel):
 class ProbeSpec(FrozenModel):
     """The fixed network that embeds tasks, and that experts are fine-tuned from."""
 
-    name: str = Field("efficientnet_lite0", description="Architecture; `t2v probes` lists them.")
+    name: str = Field("efficientnet_lite0", description="Architecture; `t2v probes` lists them; or timm/NAME.")
     weights: str = Field("imagenet", description="imagenet, random, or a .safetensors / .pt file.")
     image_size: int = Field(64, ge=16, le=1024, description="Side of the square that images are brought to, in pixels.")
     seed: int = Field(0, description="Seed of random weights.")
@@ -131,18 +133,63 @@ class HeadSpec(FrozenModel):
     seed: int = Field(0, description="Seed of the inner split.")
 
 
+class VariationalSpec(FrozenModel):
+    """The variational estimator: a fixed point of a few passes over a sample of the images."""
+
+    diagonal: Literal["positions", "weights"] = Field(
+        "positions",
+        description="positions: local reparametrisation, noise drawn anew at each output position; weights: noise on "
+        "the weights, one draw a batch, which tends to the exact Fisher as beta falls.",
+    )
+    images: int = Field(256, ge=8, description="Images in one pass, a sample by importance where there are more.")
+    batch_size: int = Field(
+        16, ge=1, description="Images in one forward pass, which with `weights` share one draw of the noise."
+    )
+    max_passes: int = Field(12, ge=2, description="Most passes; a run that needs more says that it did not converge.")
+    tolerance: float = Field(
+        0.01, gt=0, description="Relative change of the objective below which the passes end, beside its own noise."
+    )
+    start: float = Field(
+        0.05, gt=0, description="Variance of the noise at the start, as a share of the variance of a filter's weights."
+    )
+
+
+class ReferenceSpec(FrozenModel):
+    """The reference implementation's Monte Carlo recipe, for comparison with old results."""
+
+    epoch_size: int = Field(10_000, ge=1, description="Images drawn, classes equally likely, with replacement.")
+    batch_size: int = Field(64, ge=1, description="Images in one step, whose mean gradient is squared.")
+    batchnorm: Literal["eval", "train"] = Field(
+        "eval", description="train: BatchNorm by each batch's statistics, as the reference implementation leaves it."
+    )
+
+
 class EmbeddingSpec(FrozenModel):
     """How a task is embedded."""
 
-    estimator: str = Field("montecarlo", description="Fisher estimator: exact, montecarlo, montecarlo_plain.")
-    draws: int = Field(1024, ge=16, description="montecarlo: budget of (image, class) draws, one backward pass each.")
+    estimator: str = Field(
+        "variational",
+        description="Fisher estimator: variational, montecarlo, exact, montecarlo_plain, reference.",
+    )
+    draws: int = Field(1024, ge=1, description="montecarlo: budget of (image, class) draws, one backward pass each.")
+    early_share: float = Field(
+        0.25, gt=0, le=1, description="montecarlo: share of the draws that go on to the early layers."
+    )
     max_images: int = Field(512, ge=2, description="At most this many images enter the Fisher, a seeded sample.")
     beta: float = Field(
         1e-9, ge=0, description="Weight of the prior; the trivial embedding is 2 beta / mean squared weight."
     )
+    beta_scale: Literal["sample", "dataset"] = Field(
+        "sample",
+        description="sample: beta is for one image, the prior is the same for every task (the reference "
+        "implementation's form); dataset: beta is for the whole dataset, and the prior falls as beta / (2 N) "
+        "(Sect. 3.1's form).",
+    )
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
     seed: int = Field(0, description="Seed of the draws.")
     head: HeadSpec = Field(HeadSpec(), description="Training of the head on the probe's features.")
+    variational: VariationalSpec = Field(VariationalSpec(), description="The variational estimator's settings.")
+    reference: ReferenceSpec = Field(ReferenceSpec(), description="The reference recipe's settings.")
 
 
 class TrainingSpec(FrozenModel):
@@ -240,6 +287,11 @@ class PipelineConfig(FrozenModel):
         double = sorted({n for n in names if names.count(n) > 1})
         if double:
             raise ValueError(f"source names must differ; got {double} twice")
+        if self.embedding.beta_scale == "dataset":
+            raise ValueError(
+                "embedding.beta_scale: dataset gives every task its own prior, and such embeddings do not compare; "
+                "a pipeline wants sample"
+            )
         for rule in self.library.rules:
             if rule.source not in names:
                 raise ValueError(f"a library rule names source {rule.source!r}; the sources are {names}")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
+from t2v_core.pairs import pair_matrix
 
 __all__ = [
     "asymmetric_distance",
@@ -35,9 +36,15 @@ __all__ = [
 ALPHA = 0.15
 """Weight of complexity in the asymmetric distance: the paper's value for ResNet-34."""
 
+EXACT_BELOW = 50_000_000
+"""Pairs times filters from which the compiled loop of `t2v_core.pairs` takes over."""
+ALL_ZERO = "two embeddings are zero in every filter; they have no distance"
+
 
 def _vector(e: Any) -> np.ndarray:
-    value = np.asarray(getattr(e, "vector", e), dtype=np.float64)
+    value = np.asarray(getattr(e, "vector", e))
+    if value.dtype != np.float32:  # what records hold; pairs of them are computed in it, where they are many
+        value = value.astype(np.float64)
     if value.ndim != 1:
         raise DataError(f"got an embedding of shape {value.shape}; wanted one vector [P]")
     return value
@@ -65,13 +72,30 @@ def symmetric_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Raises:
         DataError: another number of filters, negative or non-finite values, or a pair with no filter above zero.
     """
-    a, b = np.atleast_2d(a), np.atleast_2d(b)
-    if a.shape[1] != b.shape[1]:
+    return _symmetric(np.atleast_2d(a), np.atleast_2d(b))
+
+
+def _symmetric(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+    """`symmetric_matrix`; None for ``a`` itself, whose zero diagonal is then exact."""
+    if b is not None and a.shape[1] != b.shape[1]:
         raise DataError(
             f"got embeddings of {a.shape[1]} and {b.shape[1]} filters; only embeddings of the same probe compare"
         )
     _check(a, "an embedding")
-    _check(b, "an embedding")
+    if b is not None:
+        _check(b, "an embedding")
+    n_rows = len(a) if b is None else len(b)
+    if len(a) * n_rows * a.shape[1] >= EXACT_BELOW:
+        out = pair_matrix(a, b)
+        if np.isnan(out).any():
+            raise DataError(ALL_ZERO)
+        return out
+    b = a if b is None else b
+    return _plain(a, b)
+
+
+def _plain(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`symmetric_matrix` in float64, a row of ``a`` at a time; slow where there are many rows."""
     left, right = (
         torch.from_numpy(np.ascontiguousarray(a, np.float64)),
         torch.from_numpy(np.ascontiguousarray(b, np.float64)),
@@ -83,7 +107,7 @@ def symmetric_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         s = torch.where(dead, 0.0, (row - right) / (2 * torch.where(dead, 1.0, total)))
         d = (~dead).sum(1).double()
         if (d == 0).any():
-            raise DataError("two embeddings are zero in every filter; they have no distance")
+            raise DataError(ALL_ZERO)
         s1, s2 = s.sum(1), s.square().sum(1)
         r = ((d / 4 + s1 + s2) * (d / 4 - s1 + s2)).clamp_min(0).sqrt()
         numerator = (d * s2 - s1.square()).clamp_min(0)
@@ -167,7 +191,7 @@ def distance_matrix(
     vectors = np.stack(rows)
     if kind == "domain":
         return cosine_matrix(vectors, vectors)
-    d = symmetric_matrix(vectors, vectors)
+    d = _symmetric(vectors, None)
     if kind == "symmetric":
         return np.asarray((d + d.T) / 2)
     t0 = _trivial_of(embeddings[0], trivial)

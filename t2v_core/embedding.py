@@ -13,10 +13,12 @@ import torch
 from t2v_core.config import EmbeddingSpec, HeadSpec
 from t2v_core.errors import DataError, TaskError
 from t2v_core.features import extract_features
-from t2v_core.fisher import ESTIMATORS, estimate_fisher
+from t2v_core.fisher import ESTIMATORS, estimate_fisher, prior_weight
+from t2v_core.fisher.variational import prior_precision
 from t2v_core.heads import HeadFit, fit_head
 from t2v_core.images import decode_image
 from t2v_core.probes import Probe
+from t2v_core.reference_head import fit_reference_head
 
 __all__ = ["Layer", "TaskEmbedding", "canonical_labels", "embed_features", "embed_task", "trivial_embedding"]
 
@@ -39,20 +41,23 @@ class Layer:
 class TaskEmbedding:
     """A task in the space of a probe's filters.
 
-    ``vector = F + t0``: the filter-wise Fisher information (per sample, mean over images and over each filter's
-    weights) plus the trivial embedding, which is what a task with no information gets. It is the optimum of the
-    paper's variational objective in the limit of small noise, ``F + beta lambda^2 / (2N) I`` (Sect. 3.1), in the
-    reference implementation's scaling of the prior, ``2 beta / mean squared weight of the layer``.
+    ``vector = F + t0 = kappa Lambda``: the filter-wise Fisher information (per sample, mean over images and over each
+    filter's weights) plus the trivial embedding ``t0 = kappa lambda^2``, which is what a task with no information gets.
+    It is the optimum of the paper's variational objective (Sect. 3.1): at the fixed point with the estimator
+    ``variational``, in the limit of small noise with the others. See `t2v_core.fisher.variational`.
     """
 
     vector: np.ndarray
     """``[P]`` float32, filters in layer order."""
     trivial: np.ndarray
-    """``[P]`` float32, t0 of the same probe and beta."""
+    """``[P]`` float32, t0 of the same probe and beta (and, with ``beta_scale: dataset``, of N)."""
     noise: np.ndarray
     """``[P]`` float32, standard error of `vector` from disjoint groups of images (images and draws)."""
     groups: np.ndarray
     """``[G, P]`` float32, the embedding from each group of images; what intervals of distances are made from."""
+    noise_distance: float
+    """About how far (d_sym) this embedding would be from one of other images and other draws, from the two halves of
+    the groups. NaN where there is one group."""
     domain: np.ndarray
     """``[D]`` float32, the domain embedding: mean features over the training images (C1's first moment)."""
     layers: tuple[Layer, ...]
@@ -60,13 +65,18 @@ class TaskEmbedding:
     """Architecture and digest of the weights."""
     estimator: str
     beta: float
+    beta_scale: str
     seed: int
     n_classes: int
     n_images: int
     """Unique images that the Fisher is a mean over."""
     n_passes: int
     exact: bool
-    """Whether the sum over labels was exact."""
+    """Whether the sum over labels was exact, and no noise was added."""
+    objective: tuple[float, ...]
+    """variational: the objective before each pass, nats a sample; empty with the others."""
+    converged: bool
+    """variational: whether the objective had stopped falling."""
     head_loss: float
     """Cross entropy on the training rows, nats."""
     head_accuracy: float
@@ -75,6 +85,8 @@ class TaskEmbedding:
     head_l2: float
     seconds: float
     """Wall time of head and Fisher."""
+    images_per_second: float
+    """Backward passes of the Fisher, in images, over its wall time."""
     device: str
 
     @property
@@ -90,10 +102,17 @@ def canonical_labels(labels: Sequence[Any] | np.ndarray) -> np.ndarray:
     return np.array([seen.setdefault(v, len(seen)) for v in values], dtype=np.int64)
 
 
-def trivial_embedding(probe: Probe, beta: float) -> np.ndarray:
-    """t0 ``[P]``: ``2 beta / mean squared weight`` of each filter's layer; what a constant loss gives."""
-    parts = [np.full(u.n_filters, 2.0 * beta / max(u.mean_square, 1e-30)) for u in probe.units]
-    return np.concatenate(parts).astype(np.float32)
+def trivial_embedding(probe: Probe, spec: EmbeddingSpec | float, n_images: int = 1) -> np.ndarray:
+    """t0 ``[P]``: ``kappa lambda^2``, with ``lambda^2 = 1 / mean squared weight`` of each filter's layer; what a
+    constant loss gives.
+
+    Args:
+        probe: the network.
+        spec: ``beta`` and ``beta_scale``; or beta alone, for one sample.
+        n_images: N, for ``beta_scale: dataset``.
+    """
+    spec = spec if isinstance(spec, EmbeddingSpec) else EmbeddingSpec(beta=spec)
+    return np.asarray((prior_weight(spec, n_images) * prior_precision(probe)).numpy().astype(np.float32))
 
 
 def _fisher_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
@@ -138,31 +157,35 @@ def embed_features(
     ESTIMATORS[spec.estimator]
     began = time.perf_counter()
     numbered = canonical_labels(labels)
-    head = fit_head(features, numbered, spec.head, groups=groups)
+    if spec.estimator == "reference":
+        head = fit_reference_head(features, numbered, seed=spec.seed)
+    else:
+        head = fit_head(features, numbered, spec.head, groups=groups)
     rows = _fisher_rows(numbered, spec.max_images, spec.seed)
     images = load_images(rows)
-    return _finish(probe, features, numbered, head, images, spec, began)
+    return _finish(probe, features, numbered, rows, head, images, spec, began)
 
 
 def _finish(
     probe: Probe,
     features: np.ndarray,
     labels: np.ndarray,
+    rows: np.ndarray,
     head: HeadFit,
     images: np.ndarray,
     spec: EmbeddingSpec,
     began: float,
 ) -> TaskEmbedding:
+    started = time.perf_counter()
     estimate = estimate_fisher(
         probe,
         (torch.as_tensor(head.weight), torch.as_tensor(head.bias)),
         probe.transform.to_tensor(images, dtype=probe.dtype),
-        spec.estimator,
-        draws=spec.draws,
-        seed=spec.seed,
-        batch_size=spec.batch_size,
+        labels=labels[rows],
+        spec=spec,
     )
-    t0 = trivial_embedding(probe, spec.beta)
+    fisher_seconds = time.perf_counter() - started
+    t0 = trivial_embedding(probe, spec, len(rows))
     groups = estimate.groups.numpy()
     noise = groups.std(0, ddof=1) / np.sqrt(len(groups)) if len(groups) > 1 else np.full(groups.shape[1], np.nan)
     return TaskEmbedding(
@@ -170,23 +193,41 @@ def _finish(
         trivial=t0,
         noise=noise.astype(np.float32),
         groups=(groups + t0).astype(np.float32),
+        noise_distance=_noise_distance(groups + t0),
         domain=np.asarray(features, dtype=np.float64).mean(0).astype(np.float32),
         layers=tuple(Layer(u.name, u.start, u.stop) for u in probe.units),
         probe=f"{probe.name}:{probe.digest}",
         estimator=spec.estimator,
         beta=spec.beta,
+        beta_scale=spec.beta_scale,
         seed=spec.seed,
         n_classes=int(labels.max()) + 1,
         n_images=estimate.n_images,
         n_passes=estimate.n_passes,
         exact=estimate.exact,
+        objective=estimate.objective,
+        converged=estimate.converged,
         head_loss=head.loss,
         head_accuracy=head.accuracy,
         head_error=head.held_out_error,
         head_l2=head.l2,
         seconds=time.perf_counter() - began,
+        images_per_second=estimate.n_passes / max(fisher_seconds, 1e-9),
         device=str(probe.device),
     )
+
+
+def _noise_distance(groups: np.ndarray) -> float:
+    """``var((a - b) / (a + b))`` over filters, a and b the means of the even and of the odd groups.
+
+    To second order d_sym of near embeddings is twice that variance; and each half has twice the variance of the whole,
+    so that two repeats of the whole are half as far apart as the halves are.
+    """
+    if len(groups) < 2:
+        return float("nan")
+    a, b = groups[0::2].mean(0), groups[1::2].mean(0)
+    live = a + b > 0
+    return float(((a - b)[live] / (a + b)[live]).var()) if live.any() else float("nan")
 
 
 def _as_uint8(probe: Probe, image: Any) -> np.ndarray:
@@ -234,9 +275,11 @@ def embed_task(
     Args:
         probe: from `load_probe` or `probe_from_module`.
         dataset: any map-style dataset of (image, label), or a pair of arrays (images, labels). Images: PIL, encoded
-            bytes, uint8 or floats in [0, 1]; not yet normalised, and without random augmentation. Labels: anything
+            bytes, uint8 or floats in [0, 1]; not yet normalised, and without random augmentation. The images that
+            enter the Fisher are read a second time. Labels: anything
             hashable; their names and order do not matter.
-        estimator: ``montecarlo`` or ``exact``, in place of the spec's; the default is ``montecarlo``.
+        estimator: ``variational``, ``montecarlo``, ``exact``, ..., in place of the spec's; the default is
+            ``variational``.
         seed: of all draws, in place of the spec's; the default is 0. The same seed gives the same bytes.
         spec: all other settings.
         head: head settings, in place of the spec's.
@@ -251,12 +294,37 @@ def embed_task(
     settings = (spec or EmbeddingSpec()).model_copy(update={k: v for k, v in given.items() if v is not None})
     ESTIMATORS[settings.estimator]
     if isinstance(dataset, tuple) and len(dataset) == 2:
-        pairs = list(zip(dataset[0], np.asarray(dataset[1]).tolist(), strict=True))
-    else:
-        pairs = [dataset[i] for i in range(len(dataset))]
-    if not pairs:
+        if len(dataset[0]) != len(dataset[1]):
+            raise DataError(f"got {len(dataset[0])} images and {len(dataset[1])} labels; wanted one label an image")
+        dataset = _Arrays(*dataset)
+    n = len(dataset)
+    if n == 0:
         raise TaskError("the dataset is empty; wanted at least two classes of images")
-    labels = canonical_labels([label.item() if hasattr(label, "item") else label for _, label in pairs])
-    images = np.stack([_as_uint8(probe, image) for image, _ in pairs])
-    features = extract_features(probe, images, batch_size=settings.batch_size, progress=progress)
-    return embed_features(probe, features, labels, lambda rows: images[rows], settings)
+    # One batch of images is held at a time, and later those that enter the Fisher: memory does not grow with them all.
+    parts: list[np.ndarray] = []
+    labels: list[Any] = []
+    for start in range(0, n, settings.batch_size):
+        pairs = [dataset[i] for i in range(start, min(start + settings.batch_size, n))]
+        labels += [label.item() if hasattr(label, "item") else label for _, label in pairs]
+        batch = np.stack([_as_uint8(probe, image) for image, _ in pairs])
+        parts.append(extract_features(probe, batch, batch_size=settings.batch_size))
+        if progress:
+            progress(len(labels), n)
+
+    def load(rows: np.ndarray) -> np.ndarray:
+        return np.stack([_as_uint8(probe, dataset[int(i)][0]) for i in rows])
+
+    return embed_features(probe, np.concatenate(parts), canonical_labels(labels), load, settings)
+
+
+class _Arrays:
+    """A pair of arrays as a map-style dataset."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self._images, self._labels = images, np.asarray(labels).tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self._images[i], self._labels[i]

@@ -59,7 +59,7 @@ def balanced_error(labels: np.ndarray, predicted: np.ndarray, n_classes: int) ->
     return float((per_class[present] / counts[present]).mean())
 
 
-def _row_weights(labels: np.ndarray, n_classes: int, balance: bool) -> np.ndarray:
+def row_weights(labels: np.ndarray, n_classes: int, balance: bool) -> np.ndarray:
     """Weights that sum to one."""
     if not balance:
         return np.full(len(labels), 1.0 / len(labels))
@@ -69,7 +69,7 @@ def _row_weights(labels: np.ndarray, n_classes: int, balance: bool) -> np.ndarra
 
 
 @dataclass(frozen=True, eq=False)
-class _Rotated:
+class Rotated:
     """Centred features in the eigenbasis of their weighted covariance: ``x = r V'`` and ``r' diag(w) r = diag(s)``.
 
     The Hessian of the cross entropy is at most ``diag(s) / 2`` there (Boehning's bound), so that scaling coordinate j
@@ -84,7 +84,7 @@ class _Rotated:
     back: np.ndarray  # [R, D], V'
 
     @classmethod
-    def of(cls, x: np.ndarray, weights: np.ndarray) -> _Rotated:
+    def of(cls, x: np.ndarray, weights: np.ndarray) -> Rotated:
         root = np.sqrt(weights)[:, None]
         y = root * x
         wide = x.shape[0] < x.shape[1]
@@ -104,7 +104,7 @@ class _Solution:
     converged: bool
 
 
-def _solve(data: _Rotated, labels: np.ndarray, l2: float, start: _Solution, spec: HeadSpec) -> _Solution:
+def _solve(data: Rotated, labels: np.ndarray, l2: float, start: _Solution, spec: HeadSpec) -> _Solution:
     """Minimise ``sum_n w_n CE_n + l2/2 ||W||^2`` over W and b; the bias is not penalised."""
     n, r = data.rows.shape
     c = len(start.bias)
@@ -137,7 +137,7 @@ def _solve(data: _Rotated, labels: np.ndarray, l2: float, start: _Solution, spec
     return _Solution(solved[:, :r], solved[:, r], int(result.nit), converged)
 
 
-def _zero(data: _Rotated, n_classes: int) -> _Solution:
+def _zero(data: Rotated, n_classes: int) -> _Solution:
     return _Solution(np.zeros((n_classes, data.rows.shape[1])), np.zeros(n_classes), 0, False)
 
 
@@ -149,27 +149,33 @@ def validation_mask(labels: np.ndarray, groups: np.ndarray, share: float, seed: 
     """
     unique, inverse = np.unique(groups, return_inverse=True)
     counts = np.bincount(labels)
-    per_group = np.zeros((len(unique), len(counts)), np.int64)
-    np.add.at(per_group, (inverse, labels), 1)
+    per_group = np.bincount(inverse * len(counts) + labels, minlength=len(unique) * len(counts))
+    per_group = per_group.reshape(len(unique), len(counts))
     held = np.zeros(len(unique), bool)
     held_counts = np.zeros_like(counts)
     order = np.random.default_rng(seed).permutation(len(unique))
 
-    def take(g: int) -> bool:
-        of_group = per_group[g]
-        if held[g] or not np.all((held_counts + of_group < counts) | (of_group == 0)):
-            return False
-        held[g] = True
-        held_counts[:] += of_group
-        return True
+    def can(groups: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Which groups leave every class of theirs rows to train on, where ``before`` is held already."""
+        return np.asarray(((before + per_group[groups] < counts) | (per_group[groups] == 0)).all(1))
+
+    def take(groups: np.ndarray) -> None:
+        held[groups] = True
+        held_counts[:] += per_group[groups].sum(0)
 
     for c in np.argsort(counts, kind="stable"):
         if counts[c] and not held_counts[c]:
-            any(take(g) for g in order if per_group[g, c])
-    for g in order:
-        if held.sum() >= share * len(unique):
+            of_class = order[(per_group[order, c] > 0) & ~held[order]]
+            take(of_class[can(of_class, held_counts)][:1])
+    # Groups one by one, as long as they can be taken; here all at once up to the first that cannot, which never can.
+    while (wanted := int(np.ceil(share * len(unique))) - int(held.sum())) > 0:
+        left = order[~held[order]]
+        left = left[can(left, held_counts)][:wanted]
+        if len(left) == 0:
             break
-        take(g)
+        before = held_counts + np.cumsum(per_group[left], 0) - per_group[left]
+        fits = can(left, before)
+        take(left if fits.all() else left[: int(fits.argmin())])
     return np.asarray(held[inverse])
 
 
@@ -206,7 +212,7 @@ def fit_head(
     raw = np.asarray(features, dtype=np.float64)
     if not np.isfinite(raw).all():
         raise ComputeError(f"{int((~np.isfinite(raw)).any(1).sum())} of {len(raw)} feature rows are not finite")
-    weights = _row_weights(labels, c, spec.balance)
+    weights = row_weights(labels, c, spec.balance)
     mean = weights @ raw
     x = raw - mean
     scale = float(np.sqrt(np.square(x).sum(1).mean()))
@@ -220,9 +226,9 @@ def fit_head(
     chosen = strengths[0]
     held = validation_mask(labels, groups, spec.validation_share, spec.seed)
     if held.any() and len(np.unique(labels[~held])) >= 2:
-        inside = _Rotated.of(x[~held], _row_weights(labels[~held], c, spec.balance))
+        inside = Rotated.of(x[~held], row_weights(labels[~held], c, spec.balance))
         outside = x[held] @ inside.back.T
-        held_weights = _row_weights(labels[held], c, spec.balance)
+        held_weights = row_weights(labels[held], c, spec.balance)
         warm = _zero(inside, c)
         best = np.inf
         for l2 in strengths:
@@ -233,7 +239,7 @@ def fit_head(
                 break  # the held-out loss is unimodal in the strength, up to noise: weaker ones overfit more
             best, chosen, held_loss = loss, l2, loss
             held_error = balanced_error(labels[held], log_p.argmax(1), c)
-    data = _Rotated.of(x, weights)
+    data = Rotated.of(x, weights)
     solution = _solve(data, labels, chosen, _zero(data, c), spec)
     weight = solution.weight @ data.back / scale
     bias = solution.bias - weight @ mean

@@ -32,23 +32,28 @@ EMBEDDINGS = pa.schema(
             ),
         ),
         ("complexity", pa.float64()),
+        ("noise_distance", pa.float64()),
         ("beta", pa.float64()),
+        ("beta_scale", pa.string()),
         ("seed", pa.int64()),
         ("n_classes", pa.int32()),
         ("n_images", pa.int64()),
         ("n_passes", pa.int64()),
         ("exact", pa.bool_()),
+        ("objective", pa.list_(pa.float64())),
+        ("converged", pa.bool_()),
         ("head_loss", pa.float64()),
         ("head_accuracy", pa.float64()),
         ("head_error", pa.float64()),
         ("head_l2", pa.float64()),
         ("seconds", pa.float64()),
+        ("images_per_second", pa.float64()),
         ("device", pa.string()),
         ("schema_version", pa.int32()),
     ]
 )
 """One row a task embedding. `vector` is F + t0; t0 is `prior` of each layer, repeated over its filters. Wall time is
-in `seconds` alone; everything else is a function of the inputs."""
+in `seconds` and `images_per_second` alone; everything else is a function of the inputs."""
 
 
 def embedding_row(task_id: str, task_fingerprint: str, fingerprint: str, e: TaskEmbedding) -> pa.Table:
@@ -66,17 +71,22 @@ def embedding_row(task_id: str, task_fingerprint: str, fingerprint: str, e: Task
             {"name": x.name, "start": x.start, "stop": x.stop, "prior": float(e.trivial[x.start])} for x in e.layers
         ],
         "complexity": e.complexity,
+        "noise_distance": e.noise_distance,
         "beta": e.beta,
+        "beta_scale": e.beta_scale,
         "seed": e.seed,
         "n_classes": e.n_classes,
         "n_images": e.n_images,
         "n_passes": e.n_passes,
         "exact": e.exact,
+        "objective": list(e.objective),
+        "converged": e.converged,
         "head_loss": e.head_loss,
         "head_accuracy": e.head_accuracy,
         "head_error": e.head_error,
         "head_l2": e.head_l2,
         "seconds": e.seconds,
+        "images_per_second": e.images_per_second,
         "device": e.device,
         "schema_version": SCHEMA_VERSION,
     }
@@ -120,7 +130,7 @@ class EmbeddingTable:
             raise DataError(f"embeddings of several probes do not compare: {sorted(set(picked['probe'].to_pylist()))}")
         layers = picked["layers"][0].as_py()
         trivial = np.concatenate([np.full(x["stop"] - x["start"], x["prior"], np.float32) for x in layers])
-        lists = ("vector", "noise", "domain_embedding", "layers")
+        lists = ("vector", "noise", "domain_embedding", "layers", "objective")
         return cls(
             task_ids=tuple(fingerprints),
             vectors=_stack(picked["vector"]),

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from t2v_core.config import HeadSpec
-from t2v_core.errors import T2VError, TaskError
-from t2v_core.heads import balanced_error, fit_head, predict
+from t2v_core.errors import TaskError
+from t2v_core.heads import balanced_error, predict
 from t2v_core.library import TaskRows
+from t2v_core.many_heads import HeadResult, HeadTask, fit_heads
 
 __all__ = ["CELLS", "ErrorCell", "cells_table", "evaluate_block", "evaluate_cell"]
 
@@ -72,25 +73,33 @@ def evaluate_cell(expert: str, task_id: str, features: np.ndarray, task: TaskRow
     Raises:
         TaskError: no test rows, or fewer than two classes to train on.
     """
+    (cell,) = evaluate_block(expert, features, [(task_id, task)], spec)
+    if cell.reason:
+        raise TaskError(cell.reason)
+    return cell
+
+
+def _judge(expert: str, task_id: str, features: np.ndarray, task: TaskRows, head: HeadResult) -> ErrorCell:
+    """Errors of a trained head on the test split; a cell with its reason where there is no head or no test split."""
     began = time.perf_counter()
-    rows, labels, groups = task.part(test=False)
-    test_rows, test_labels, _ = task.part(test=True)
-    if len(test_rows) == 0:
-        raise TaskError(f"{task_id}: the test split is empty")
-    n_classes = int(task.labels.max()) + 1
-    fit = fit_head(features[rows], labels, spec, groups=groups, n_classes=n_classes)
-    predicted = predict(features[test_rows].astype(np.float64), fit.weight, fit.bias)
+    rows, labels, _ = task.part(test=True)
+    n_train = int((~task.test).sum())
+    reason = f"{task_id}: the test split is empty" if len(rows) == 0 else str(head.error or "")
+    if head.fit is None or reason:
+        nan = float("nan")
+        return ErrorCell(expert, task_id, nan, nan, 0, 0, nan, nan, False, 0.0, reason)
+    predicted = predict(features[rows].astype(np.float64), head.fit.weight, head.fit.bias)
     return ErrorCell(
         expert=expert,
         task_id=task_id,
-        error=float((predicted != test_labels).mean()),
-        balanced_error=balanced_error(test_labels, predicted, n_classes),
-        n_train=len(rows),
-        n_test=len(test_rows),
-        l2=fit.l2,
-        head_loss=fit.loss,
-        converged=fit.converged,
-        seconds=time.perf_counter() - began,
+        error=float((predicted != labels).mean()),
+        balanced_error=balanced_error(labels, predicted, int(task.labels.max()) + 1),
+        n_train=n_train,
+        n_test=len(rows),
+        l2=head.fit.l2,
+        head_loss=head.fit.loss,
+        converged=head.fit.converged,
+        seconds=head.seconds + time.perf_counter() - began,
     )
 
 
@@ -102,14 +111,13 @@ def evaluate_block(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ErrorCell]:
-    """All cells of one expert and one source. A cell that fails is a row with its reason; the others go on."""
-    cells: list[ErrorCell] = []
-    for done, (task_id, task) in enumerate(tasks, start=1):
-        try:
-            cells.append(evaluate_cell(expert, task_id, features, task, spec))
-        except T2VError as error:
-            nan = float("nan")
-            cells.append(ErrorCell(expert, task_id, nan, nan, 0, 0, nan, nan, False, 0.0, str(error)))
-        if progress:
-            progress(done, len(tasks))
-    return cells
+    """All cells of one expert and one source, heads of binary tasks together where that is faster (see `fit_heads`).
+
+    A cell that fails is a row with its reason; the others go on.
+    """
+    wanted = []
+    for _, task in tasks:
+        rows, labels, groups = task.part(test=False)
+        wanted.append(HeadTask(rows, labels, groups, int(task.labels.max()) + 1))
+    heads = fit_heads(features, wanted, spec, progress=progress)
+    return [_judge(expert, i, features, task, head) for (i, task), head in zip(tasks, heads, strict=True)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["Head", "exact_cotangents", "importance", "probabilities", "sampled_cotangents"]
+__all__ = ["Head", "exact_cotangent", "importance", "probabilities", "sampled_cotangents"]
 
 Head = tuple[torch.Tensor, torch.Tensor]
 """(weight ``[C, D]``, bias ``[C]``)"""
@@ -22,14 +22,13 @@ def probabilities(head: Head, features: torch.Tensor) -> torch.Tensor:
     return torch.softmax(features @ head[0].T + head[1], dim=1)
 
 
-def exact_cotangents(head: Head, features: torch.Tensor) -> torch.Tensor:
-    """All cotangents of the exact sum over y, ``[R, N, D]``: R = 1 for two classes, else C."""
+def exact_cotangent(head: Head, features: torch.Tensor, c: int) -> torch.Tensor:
+    """Term c of the exact sum over y, ``[N, D]``; for two classes the one term, c = 0, that stands for both."""
     weight = head[0]
     p = probabilities(head, features)
     if weight.shape[0] == 2:
-        return ((p[:, :1] * p[:, 1:]).sqrt() * (weight[1] - weight[0]))[None]
-    mean = p @ weight
-    return p.T.sqrt()[:, :, None] * (weight[:, None, :] - mean[None])
+        return (p[:, :1] * p[:, 1:]).sqrt() * (weight[1] - weight[0])
+    return p[:, c : c + 1].sqrt() * (weight[c] - p @ weight)
 
 
 def importance(head: Head, features: torch.Tensor) -> torch.Tensor:

@@ -21,16 +21,27 @@ class Draws:
     """``[M]`` int64."""
     weights: np.ndarray
     """``[M]`` float64; includes the 1/N of the mean over images and the multiplicity of repeated draws."""
+    early_weights: np.ndarray
+    """``[M]`` float64: the weights for the early layers, which a share of the draws goes on to; 0 for the others."""
     n_draws: int
     """Draws asked for; repeated pairs cost one pass."""
 
+    def where(self, keep: np.ndarray) -> Draws:
+        """Some of the pairs, ``keep [M]`` bool."""
+        return Draws(self.images[keep], self.classes[keep], self.weights[keep], self.early_weights[keep], self.n_draws)
 
-def _collect(pairs: np.ndarray, weight_of: np.ndarray, n_classes: int, n_draws: int) -> Draws:
-    unique, counts = np.unique(pairs, return_counts=True)
-    return Draws(unique // n_classes, unique % n_classes, counts * weight_of[unique], n_draws)
+
+def _collect(pairs: np.ndarray, weight_of: np.ndarray, n_classes: int, n_draws: int, early: np.ndarray) -> Draws:
+    """Distinct pairs of all draws; ``early [m]`` are the draws' weights for the early layers, in units of their own."""
+    unique, inverse, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    early_counts = np.bincount(inverse, weights=early, minlength=len(unique))
+    value = weight_of[unique]
+    return Draws(unique // n_classes, unique % n_classes, counts * value, early_counts * value, n_draws)
 
 
-def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_share: float = 0.05) -> Draws:
+def importance_draws(
+    importance: np.ndarray, n_draws: int, seed: int, uniform_share: float = 0.05, early_share: float = 1.0
+) -> Draws:
     """Unbiased importance sampling of the sum over images and classes, drawn systematically.
 
     ``pi = 0.95 lambda / sum(lambda) + 0.05 uniform`` over the pairs with ``lambda > 0``; one uniform offset picks
@@ -42,6 +53,8 @@ def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_sh
         n_draws: m.
         seed: of the order and the offset.
         uniform_share: share of the uniform part, which bounds the weights.
+        early_share: share of the draws that go on to the early layers: every k-th, ``k = round(1 / early_share)``,
+            from a random one on, each weighing k times as much there.
     """
     n, c = importance.shape
     rng = np.random.default_rng(seed)
@@ -51,7 +64,7 @@ def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_sh
     if not np.isfinite(total):
         raise ComputeError("the head's predictions are not finite; look for a diverged head or huge features")
     if total <= 0:
-        return Draws(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), n_draws)
+        return Draws(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0), n_draws)
     pi = (1 - uniform_share) * value / total + uniform_share * positive / positive.sum()
     cumulated = np.cumsum(pi[order].reshape(-1))
     points = (np.arange(n_draws) + rng.random()) / n_draws * cumulated[-1]
@@ -59,7 +72,9 @@ def importance_draws(importance: np.ndarray, n_draws: int, seed: int, uniform_sh
     pairs = order[picked // c] * c + picked % c
     with np.errstate(divide="ignore"):
         weight_of = np.where(positive, 1.0 / (n * n_draws * pi), 0.0).reshape(-1)
-    return _collect(pairs, weight_of, c, n_draws)
+    every = max(1, round(1 / early_share))
+    early = np.where(np.arange(n_draws) % every == rng.integers(every), float(every), 0.0)
+    return _collect(pairs, weight_of, c, n_draws, early)
 
 
 def model_draws(probabilities: np.ndarray, n_draws: int, seed: int) -> Draws:
@@ -76,4 +91,4 @@ def model_draws(probabilities: np.ndarray, n_draws: int, seed: int) -> Draws:
     classes = (rng.random(n_draws)[:, None] > cumulated[images]).sum(1).clip(max=c - 1)
     with np.errstate(divide="ignore"):
         weight_of = np.where(probabilities > 0, 1.0 / (n_draws * probabilities.astype(np.float64)), 0.0).reshape(-1)
-    return _collect(images * c + classes, weight_of, c, n_draws)
+    return _collect(images * c + classes, weight_of, c, n_draws, np.ones(n_draws))

@@ -1,20 +1,29 @@
 """Per-sample squared gradient norms of the filters of one layer, from its input and its output's gradient.
 
 With U_n the unfolded input of sample n (``K x L``: filter size x output positions) and ``dY_n`` (``O x L``),
-the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^2``. Two ways to the same number:
+the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^2``. Three ways to the same number:
 
-- direct: form ``dY_n U_n'`` (O K L multiplications);
+- direct: form ``dY_n U_n'`` (O K L multiplications, and O K numbers written), by the framework's own weight gradient
+  of one image at a time;
 - Gram: ``M = U_n' U_n`` (``L x L``), then ``q = sum_l (dY_n M) * dY_n``: L^2 (K + O), less where L is small, as it
-  is in late layers.
+  is in late layers. M does not depend on the gradient, and serves every cotangent of the image;
+- pixel Gram (stride 1): contract channels only, ``C = X_n' X_n`` over pixels, and add the k^2 diagonally shifted
+  copies of C: ``M[l, l'] = sum_d C[l + d, l' + d]``. On rows flattened with their padding, the shift by an offset d
+  is one shift of the flattened matrix, so that each copy is one contiguous addition: L^2 (K / k^2 + O).
+
+`_cheapest` chooses by their costs, which were measured (benchmarks/fisher.py).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch.nn.grad import conv2d_weight
 
+from t2v_core.fisher.gemm import product_transposed
 from t2v_core.fisher.recorder import LayerCall
 
-__all__ = ["filter_norms"]
+__all__ = ["filter_norms", "position_norms"]
 
 
 def _matrix_norms(d: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -22,9 +31,14 @@ def _matrix_norms(d: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     o, length = d.shape[1:]
     k = u.shape[1]
     if length * length * (k + o) < o * k * length:
-        gram = torch.bmm(u.transpose(1, 2), u)
-        return (torch.bmm(d, gram) * d).sum(-1).clamp_min_(0.0)
-    return torch.bmm(d, u.transpose(1, 2)).square_().sum(-1)
+        rows = u.transpose(1, 2)
+        return _gram_norms(d, product_transposed(rows, rows))
+    return product_transposed(d, u).square_().sum(-1)
+
+
+def _gram_norms(d: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """``sum_l (d M) * d`` for d ``[B, O, L]`` and M ``[B, L, L]`` -> ``[B, O]``."""
+    return product_transposed(d, gram).mul_(d).sum(-1).clamp_min_(0.0)  # M is symmetric
 
 
 def _linear_norms(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
@@ -37,7 +51,7 @@ def _linear_norms(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
 
 def _windows(call: LayerCall, height: int, width: int) -> torch.Tensor:
     """The input unfolded, ``[N, C, kh, kw, Ho, Wo]``: a view that copies nothing."""
-    x = call.x.contiguous()
+    x = call.padded().contiguous()
     n, c, h, w = x.shape
     (kh, kw), (sh, sw), (dh, dw) = call.kernel, call.stride, call.dilation
     return x.as_strided((n, c, kh, kw, height, width), (c * h * w, h * w, dh * w, dw, sh * w, sw), x.storage_offset())
@@ -49,7 +63,7 @@ def _depthwise_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     Channels are innermost in memory, so that each pass is contiguous over them whatever the stride: 20 times
     faster than unfolding, and faster than the grouped convolution backward (benchmarks/depthwise.py).
     """
-    x = call.x.permute(0, 2, 3, 1).contiguous()
+    x = call.padded().permute(0, 2, 3, 1).contiguous()
     d = dy.permute(0, 2, 3, 1).contiguous()
     n, height, width, o = d.shape
     if o != x.shape[-1]:  # a channel multiplier: filters of a channel lie side by side
@@ -65,6 +79,99 @@ def _depthwise_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def _direct_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
+    """The weight gradient of one image after the other, each squared and summed while it is in the cache."""
+    n, o = dy.shape[:2]
+    size = (o, call.x.shape[1] // call.groups, *call.kernel)
+    out = torch.empty(n, o, dtype=dy.dtype, device=dy.device)
+    for i in range(n):
+        gradient = conv2d_weight(  # type: ignore[no-untyped-call]
+            call.x[i : i + 1],
+            size,
+            dy[i : i + 1],
+            stride=call.stride,
+            padding=call.padding,
+            dilation=call.dilation,
+            groups=call.groups,
+        )
+        torch.sum(gradient.square_(), dim=(1, 2, 3), out=out[i])
+    return out
+
+
+def _batched_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
+    """The same by one batched product on the unfolded input, all images at once: for a GPU, where calls are dear."""
+    n, o, height, width = dy.shape
+    d = dy.reshape(n * call.groups, o // call.groups, -1)
+    return torch.bmm(d, _unfolded(call, height, width).transpose(1, 2)).square_().sum(-1).view(n, o)
+
+
+def _pixel_gram(call: LayerCall) -> torch.Tensor:
+    """M over output positions on rows of the padded width, ``[N, Ho Wp, Ho Wp]``; columns past Wo mean nothing.
+
+    Stride 1. With the padded input flattened, pixel l of height ``l // Wp`` has its window's offsets at
+    ``l + dh i Wp + dw j``; in the flattened ``[L, L]`` matrix both indices shift together, by ``(L + 1)`` times that.
+    The sum over offsets is separable: first along the row, then along the column.
+    """
+    x = call.padded()
+    n, channels, hp, wp = x.shape
+    length = hp * wp
+    pixels = x.permute(0, 2, 3, 1).reshape(n, length, channels)
+    gram = product_transposed(pixels, pixels).view(n, length * length)
+    for taps, step in ((call.kernel[1], call.dilation[1]), (call.kernel[0], call.dilation[0] * wp)):
+        shift = step * (length + 1)
+        rest = gram.shape[1] - (taps - 1) * shift
+        total = gram[:, :rest].clone() if taps > 1 else gram
+        for i in range(1, taps):
+            total += gram[:, i * shift : i * shift + rest]
+        gram = total
+    # Rows of the last window's reach were cut from the end: they are never output positions.
+    rows = hp - (call.kernel[0] - 1) * call.dilation[0]
+    used = rows * wp
+    whole = gram.new_zeros(n, used * length)
+    keep = min(gram.shape[1], used * length)
+    whole[:, :keep] = gram[:, :keep]
+    return whole.view(n, used, length)[:, :, :used]
+
+
+def _unfolded_gram(call: LayerCall, height: int, width: int) -> torch.Tensor:
+    """M over output positions, ``[N groups, L, L]``."""
+    rows = _unfolded(call, height, width).transpose(1, 2)
+    return product_transposed(rows, rows)
+
+
+def _unfolded(call: LayerCall, height: int, width: int) -> torch.Tensor:
+    """U ``[N groups, K, L]``; a channel's offsets lie together, so groups are contiguous."""
+    n = call.x.shape[0]
+    if call.kernel == (1, 1) and not any(call.padding):
+        sh, sw = call.stride
+        u = call.x[:, :, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw]
+    else:
+        u = _windows(call, height, width)
+    return u.reshape(n * call.groups, -1, height * width)
+
+
+def _cheapest(call: LayerCall, o: int, height: int, width: int) -> str:
+    """direct, gram or pixel: the least estimated time of one image.
+
+    The times are nanoseconds, fitted to 151 layers of six networks on one core with AVX-512, float32; only their ratios
+    matter. They choose the fastest way, or one within 1% of it in sum. On a GPU the direct way is one batched product.
+    """
+    (kh, kw), (ph, pw), groups = call.kernel, call.padding, call.groups
+    channels, o, length = call.x.shape[1] // groups, o // groups, height * width
+    k = channels * kh * kw
+    pixels = (call.x.shape[2] + 2 * ph) * (call.x.shape[3] + 2 * pw)
+    unfold = 2.5 * k * length * (kh * kw > 1)
+    costs = {"gram": 7500 + groups * (length * length * (0.012 * k + 0.019 * o) + unfold)}
+    if call.x.device.type == "cpu":
+        moved = 0.13 * (channels * call.x.shape[2] * call.x.shape[3] + o * length)
+        costs["direct"] = 15_000 + groups * (0.015 * o * k * length + 0.25 * o * k + moved)
+    else:
+        costs["direct"] = 7500 + groups * (0.012 * o * k * length + unfold)
+    if call.stride == (1, 1) and groups == 1:
+        costs["pixel"] = 9000 + pixels * pixels * (0.012 * channels + 0.019 * o + 0.19 * (kh + kw - 2) + 0.08)
+    return min(costs, key=costs.__getitem__)
+
+
 def filter_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     """``q[n, o]``, the squared norm of sample n's gradient of filter o, summed over the filter's weights.
 
@@ -77,18 +184,34 @@ def filter_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     """
     if call.kernel == (0, 0):
         return _linear_norms(call.x, dy)
-    x, n, o = call.x, dy.shape[0], dy.shape[1]
-    groups, channels = call.groups, x.shape[1]
-    if groups == channels and groups > 1:
+    n, o, height, width = dy.shape
+    if call.groups == call.x.shape[1] and call.groups > 1:
         return _depthwise_norms(call, dy)
-    height, width = dy.shape[2:]
-    if call.kernel == (1, 1):
-        sh, sw = call.stride
-        u = x[:, :, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw].reshape(n, channels, -1)
-    else:
-        u = _windows(call, height, width).reshape(n, -1, height * width)
-    d = dy.reshape(n, o, -1)
-    if groups > 1:  # a channel's offsets lie together, so groups are contiguous
-        u = u.reshape(n * groups, -1, u.shape[-1])
-        d = d.reshape(n * groups, o // groups, -1)
-    return _matrix_norms(d, u).view(n, o)
+    way = _cheapest(call, o, height, width)
+    if way == "pixel":
+        gram = call.cached("pixel", lambda: _pixel_gram(call))
+        rows = F.pad(dy, (0, gram.shape[1] // height - width)).reshape(n, o, -1)
+        return _gram_norms(rows, gram)
+    if way == "gram":
+        gram = call.cached("gram", lambda: _unfolded_gram(call, height, width))
+        return _gram_norms(dy.reshape(n * call.groups, o // call.groups, -1), gram).view(n, o)
+    return _direct_norms(call, dy) if call.x.device.type == "cpu" else _batched_norms(call, dy)
+
+
+def position_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
+    """``sum_l dY[n, o, l]^2 S[n, l]`` with ``S[l] = || U_n[:, l] ||^2``: the diagonal that noise drawn anew at each
+    position sees (local reparametrisation), where `filter_norms` is the one of noise on the weights.
+
+    Args:
+        call: the layer's input and geometry.
+        dy: gradient at its output, ``[N, O, Ho, Wo]`` or ``[N, ..., O]``.
+
+    Returns:
+        ``[N, O]``.
+    """
+    power = call.power()
+    if call.kernel == (0, 0):
+        return (dy.square() * power).flatten(1, -2).sum(1) if dy.dim() > 2 else dy.square() * power
+    groups, (n, o, height, width) = power.shape[1], dy.shape
+    d = dy.square().reshape(n, groups, o // groups, height * width)
+    return torch.matmul(d, power.reshape(n, groups, height * width, 1)).reshape(n, o)

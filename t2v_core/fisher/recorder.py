@@ -6,31 +6,66 @@ input itself ("same" convolutions) or is called functionally is seen with its tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from t2v_core.errors import ProbeError
 
-__all__ = ["LayerCall", "record_units", "sample_filter_norms"]
+__all__ = ["LayerCall", "Recorder", "record_units"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerCall:
     """One call of a layer: its input and geometry."""
 
     x: torch.Tensor
-    """Input, already padded: ``[N, C, H, W]`` for a convolution, ``[N, ..., C]`` for a linear layer."""
+    """Input: ``[N, C, H, W]`` for a convolution, ``[N, ..., C]`` for a linear layer."""
     kernel: tuple[int, int]
     """Kernel height and width; (0, 0) for a linear layer."""
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding: tuple[int, int] = (0, 0)
+    """Zeros above and below, left and right, that the convolution adds to ``x``."""
+    keep: bool = False
+    """Whether what `cached` makes is kept, for the gradients that follow."""
+    _made: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def padded(self) -> torch.Tensor:
+        """The input with its zeros around it."""
+        vertical, horizontal = self.padding
+        return F.pad(self.x, (horizontal, horizontal, vertical, vertical)) if any(self.padding) else self.x
+
+    def cached(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What depends on the input alone: made once where several gradients will ask for it."""
+        if name in self._made:
+            return self._made[name]
+        value = make()
+        if self.keep:
+            self._made[name] = value
+        return value
+
+    def power(self) -> torch.Tensor:
+        """``S[l] = || U[:, l] ||^2``, squared inputs summed over each window: ``[N, groups, Ho, Wo]``, or
+        ``[N, ..., 1]`` for a linear layer."""
+        return self.cached("power", self._power)
+
+    def _power(self) -> torch.Tensor:
+        if self.kernel == (0, 0):
+            return self.x.square().sum(-1, keepdim=True)
+        x, groups = self.x.square(), self.groups
+        if groups < x.shape[1]:
+            x = x.reshape(len(x), groups, -1, *x.shape[2:]).sum(2)
+        ones = torch.ones(groups, 1, *self.kernel, dtype=x.dtype, device=x.device)
+        return F.conv2d(x, ones, None, self.stride, self.padding, self.dilation, groups)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -41,118 +76,168 @@ def _convolution_call(x: torch.Tensor, weight: torch.Tensor, args: dict[str, Any
     kernel = (weight.shape[2], weight.shape[3])
     dilation = _pair(args["dilation"])
     padding = args["padding"]
-    if isinstance(padding, str):  # "same" puts the odd pixel right and below
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        pads = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
-    else:
-        vertical, horizontal = _pair(padding)
-        pads = [horizontal, horizontal, vertical, vertical]
-    if any(pads):
-        x = F.pad(x, pads)
-    return LayerCall(x, kernel, _pair(args["stride"]), dilation, int(args["groups"]))
+    geometry = LayerCall(x, kernel, _pair(args["stride"]), dilation, int(args["groups"]))
+    if not isinstance(padding, str):
+        return replace(geometry, padding=_pair(padding))
+    # "same" puts the odd pixel right and below
+    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    pads = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
+    return replace(geometry, x=F.pad(x, pads) if any(pads) else x)
 
 
 _CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_LINEAR_NAMES = ("input", "weight", "bias")
 _CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 OnCall = Callable[[int, LayerCall, torch.Tensor], torch.Tensor]
+Substitute = Callable[[int, torch.Tensor], torch.Tensor]
 
 
-class _Recorder(TorchFunctionMode):
-    """Calls ``on_call(unit, call, output) -> output`` for every layer whose weight is among ``weights``."""
+class Recorder(TorchFunctionMode):
+    """Calls ``on_call(unit, call, output) -> output`` for every layer whose weight is among ``weights``.
 
-    def __init__(self, weights: Sequence[torch.Tensor], on_call: OnCall) -> None:
+    With ``substitute``, the layer works with ``substitute(unit, weight)`` in place of its weight.
+
+    A linear layer that sees several rows an image (windows of attention) is shown as one row an image: ``[N W, L, C]``
+    as ``[N, W L, C]``, and its output likewise. `record_units` has seen to it that such rows lie image by image.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], on_call: OnCall, substitute: Substitute | None = None) -> None:
         super().__init__()
         self._index = {id(w): i for i, w in enumerate(weights)}
         self._on_call = on_call
+        self._substitute = substitute
+        self._n_images = 0  # of the pass: rows of the first layer, which `record_units` has seen to be images
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d or func is F.conv2d:
-            named = {**_CONV_DEFAULTS, **dict(zip(_CONV_NAMES, args, strict=False)), **kwargs}
-            unit = self._index.get(id(named["weight"]))
-            if unit is not None:
-                call = _convolution_call(named["input"].detach(), named["weight"], named)
-                return self._on_call(unit, call, func(*args, **kwargs))
-        elif func is F.linear:
-            named = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
-            unit = self._index.get(id(named["weight"]))
-            if unit is not None:
-                call = LayerCall(named["input"].detach(), (0, 0), (1, 1), (1, 1), 1)
-                return self._on_call(unit, call, func(*args, **kwargs))
-        return func(*args, **kwargs)
+        convolution = func is torch.conv2d or func is F.conv2d
+        if not convolution and func is not F.linear:
+            return func(*args, **kwargs)
+        names = _CONV_NAMES if convolution else _LINEAR_NAMES
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        unit = self._index.get(id(named["weight"]))
+        if unit is None:
+            return func(*args, **kwargs)
+        if self._substitute is not None:
+            named["weight"] = self._substitute(unit, named["weight"])
+        if convolution:
+            call = _convolution_call(named["input"], named["weight"], {**_CONV_DEFAULTS, **named})
+        else:
+            call = LayerCall(named["input"], (0, 0))
+        self._n_images = self._n_images or len(call.x)
+        output = func(**named)
+        if output._is_view():
+            # As of a linear layer with a bias on [N, L, C]. What follows may work in place on it, and a hook on a view
+            # would then see no gradient at all.
+            output = output.clone()
+        windows, rest = divmod(len(call.x), self._n_images)
+        if convolution or rest or windows == 1:
+            return self._on_call(unit, call, output)
+        by_image = replace(call, x=call.x.reshape(self._n_images, -1, call.x.shape[-1]))
+        seen = self._on_call(unit, by_image, output.reshape(self._n_images, -1, output.shape[-1]))
+        return seen.reshape(output.shape).clone()  # not a view, for the same reason
+
+
+_WEIGHTED = {
+    f
+    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+    for f in (getattr(torch, name), getattr(F, name))
+} | {F.linear}
+
+
+class _Surveyor(Recorder):
+    """A recorder that refuses convolutions and linear layers which it cannot show."""
+
+    def __init__(self, network: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) -> None:
+        super().__init__([m.weight for m in layers.values()], on_call)  # type: ignore[misc]
+        self._fixed = {b.untyped_storage().data_ptr() for b in network.buffers()}
+        self._running: list[str] = []
+        self._hooks: list[RemovableHandle] = []
+        for name, module in network.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name)))
+            self._hooks.append(module.register_forward_hook(self._leave))
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _WEIGHTED:
+            weight = kwargs["weight"] if kwargs and "weight" in kwargs else args[1]
+            # Fixed filters, such as those of an anti-aliased pooling, are buffers; nothing of them is trained.
+            if id(weight) not in self._index and weight.untyped_storage().data_ptr() not in self._fixed:
+                where = f"layer {self._running[-1]!r}" if self._running[-1] else "the network"
+                raise ProbeError(
+                    f"{where} runs {func.__name__} with a weight that is not, as it stands, that of a torch.nn.Conv2d "
+                    "or torch.nn.Linear (weight standardisation, mixed kernels, a convolution in one dimension or "
+                    "transposed); its filters cannot be addressed"
+                )
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether a and b are one value, computed in batches of one size; unknown, and passed, where it is not finite."""
+    if not a.isfinite().all():
+        return True
+    return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
 
 
 def record_units(network: nn.Module, example: torch.Tensor) -> list[str]:
     """Names of the convolutions and linear layers that a forward pass calls, in its order.
 
+    A second pass has the first image twice. What each layer sees of the first image must stay, and what it sees of the
+    second must become the same: only then are its rows one image's, and lie image by image.
+
+    Args:
+        network: images to features, in eval mode.
+        example: two different images, ``[2, 3, H, W]``.
+
     Raises:
-        ProbeError: a layer is called twice (its per-sample gradient is then a sum over calls), or does not see one row
-            an image.
+        ProbeError: a layer is called twice (its per-sample gradient is then a sum over calls), mixes the images, does
+            not see them one after the other, or has filters that cannot be addressed.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     names = list(layers)
-    seen: list[str] = []
+    first: dict[str, torch.Tensor] = {}
 
     def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
         if len(call.x) != len(example):
             raise ProbeError(
                 f"layer {names[unit]!r} sees {len(call.x)} rows for {len(example)} images (windows or patches as "
-                "rows); a probe's layers must see one row an image"
+                "rows, or a table of positions); a probe's layers must see one row an image"
             )
-        if names[unit] in seen:
+        if names[unit] in first:
             raise ProbeError(
                 f"layer {names[unit]!r} is used twice in one forward pass; a probe's layers must be used once"
             )
-        seen.append(names[unit])
+        first[names[unit]] = call.x[0].clone()
         return output
 
-    with torch.no_grad(), _Recorder([m.weight for m in layers.values()], on_call):
-        network(example)
-    return seen
-
-
-def sample_filter_norms(
-    network: nn.Module,
-    weights: Sequence[torch.Tensor],
-    images: torch.Tensor,
-    cotangents: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
-    sink: Callable[[int, torch.Tensor], None],
-) -> torch.Tensor:
-    """Per-sample squared gradient norms of every filter, by one forward and one backward pass.
-
-    For image n and unit l with weight ``w_l`` (rows = filters o), with ``z_n`` the features and ``v_n`` the
-    cotangent, ``q[n, o] = || d(v_n . z_n) / d w_l[o] ||^2``. Only activations get gradients; weights stay frozen.
-
-    Args:
-        network: images to features, frozen, in eval mode.
-        weights: weight tensor of each unit.
-        images: ``[N, 3, H, W]``.
-        cotangents: ``[N, D]``, or a function that gets the features ``[N, D]`` and returns the cotangents.
-        sink: gets ``(unit, q [N, n_filters])`` as each layer's gradient arrives.
-
-    Returns:
-        Features ``[N, D]``, detached.
-    """
-    from t2v_core.fisher.norms import filter_norms
-
-    def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
-        if not output.requires_grad:
-            # Not a leaf, nor a view of one: what follows may work in place on it.
-            output = output.detach().requires_grad_().clone()
-
-        def on_gradient(gradient: torch.Tensor) -> None:
-            with torch.no_grad():
-                sink(unit, filter_norms(call, gradient))
-
-        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+    def on_second_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
+        if not all(_same(first[names[unit]], row) for row in call.x):
+            raise ProbeError(
+                f"what layer {names[unit]!r} sees of an image depends on the others of its batch, or on chance, or its "
+                "rows do not lie image by image; a probe's layers must see each image by itself"
+            )
         return output
 
-    with torch.enable_grad(), _Recorder(weights, on_call):
-        features: torch.Tensor = network(images)
-        detached = features.detach()
-        cotangent = cotangents(detached) if callable(cotangents) else cotangents
-    torch.autograd.backward(features, cotangent.to(features))
-    return detached
+    with torch.no_grad():
+        with _Surveyor(network, layers, on_call):
+            features = network(example)
+        with _Surveyor(network, layers, on_second_call):
+            again = network(example[[0, 0]])
+    if not all(_same(features[0], row) for row in again):
+        raise ProbeError("the features of an image depend on the others of its batch, or on chance; wanted on it alone")
+    return list(first)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import mpmath
 import numpy as np
 import pytest
+import torch
 from oracles import cosine_distance_naive
 
 from t2v_core.distances import (
     ALPHA,
+    EXACT_BELOW,
+    _plain,
     asymmetric_distance,
     cosine_matrix,
     distance_matrix,
@@ -20,6 +23,7 @@ from t2v_core.distances import (
     transfer_distance,
 )
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
+from t2v_core.pairs import pair_matrix
 
 
 @dataclass
@@ -200,3 +204,66 @@ def test_domain_embeddings_of_different_probes_do_not_compare() -> None:
         distance_matrix(
             [Fake(np.ones(3), np.ones(3), np.ones(2), probe=p) for p in ("resnet34:1", "resnet34:2")], "domain"
         )
+
+
+def lognormal(n: int, p: int, spread: float = 1.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (1e-6 * np.exp(rng.normal(0, 2, p) + rng.normal(0, spread, (n, p)))).astype(np.float32)
+
+
+def relative(got: np.ndarray, wanted: np.ndarray) -> float:
+    off = wanted > 0
+    assert np.array_equal(got[~off] < 1e-12, np.ones((~off).sum(), bool))
+    return float(np.abs(got[off] / wanted[off] - 1).max())
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("zeros", ["none", "some in each", "some in all"])
+def test_compiled_pairs_are_the_plain_ones(spread: float, zeros: str) -> None:
+    x = lognormal(37, 1100, spread)
+    rng = np.random.default_rng(1)
+    x[1] = x[0] * (1 + 1e-4 * rng.random(1100))
+    x[3] = 50 * x[2] * (1 + 1e-2 * rng.random(1100))  # near in direction, not in size
+    if zeros == "some in each":
+        x[rng.random(x.shape) < 0.2] = 0
+    elif zeros == "some in all":
+        x[:, rng.random(1100) < 0.3] = 0
+    wanted = _plain(x, x)
+    np.fill_diagonal(wanted, 0.0)
+    got = pair_matrix(x, None)
+    assert np.array_equal(got, got.T)
+    assert relative(got, wanted) < 1e-5
+    assert relative(pair_matrix(x.astype(np.float64), None), wanted) < 1e-7  # the plain formula does not centre
+    assert relative(pair_matrix(x[:5], x[5:])[:, :], _plain(x[:5], x[5:])) < 1e-5
+
+
+def test_compiled_pairs_of_numbers_that_float32_does_not_hold() -> None:
+    x = lognormal(5, 300).astype(np.float64)
+    for scale in (1e-60, 1e60):
+        assert relative(pair_matrix(scale * x, None), np.where(np.eye(5), 0, _plain(x, x))) < 1e-9
+    small = (x * 1e-30).astype(np.float32)
+    assert relative(pair_matrix(small, None), np.where(np.eye(5), 0, _plain(small, small))) < 1e-9
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_pairs_take_the_compiled_loop(threads: int) -> None:
+    x = lognormal(95, 6000)
+    assert len(x) ** 2 * x.shape[1] > EXACT_BELOW
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        d = distance_matrix(x)
+        asymmetric = distance_matrix(x, "asymmetric", trivial=x[3])
+    finally:
+        torch.set_num_threads(before)
+    wanted = _plain(x[:7], x)
+    assert relative(d[:7], np.where(np.eye(7, 95), 0, wanted)) < 1e-5
+    assert np.abs(asymmetric[:7] - (wanted - 0.15 * _plain(x[:7], x[3:4]))).max() < 1e-6
+    assert np.array_equal(d, pair_matrix(x, None))
+
+
+def test_two_zero_rows_among_many() -> None:
+    x = lognormal(95, 6000)
+    x[[4, 50]] = 0
+    with pytest.raises(DataError, match="zero in every filter"):
+        distance_matrix(x)

@@ -27,6 +27,7 @@ from torchvision.models import resnet18
 from t2v_core.errors import ComputeError, ConfigError, DataError, UnknownNameError
 from t2v_core.fisher import ESTIMATORS, estimate_fisher, fisher_filters
 from t2v_core.fisher.draws import Draws, importance_draws, model_draws
+from t2v_core.fisher.montecarlo import early_units
 from t2v_core.probes import build_network, probe_from_module
 
 ZOO: dict[str, Callable[[], nn.Module]] = {
@@ -365,22 +366,27 @@ def test_montecarlo_is_exact_where_that_costs_no_more() -> None:
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_batch_size_does_not_matter(name: str) -> None:
     probe, images, head = tiny_probe(), random_images(13), random_head(4, 6)
-    runs = [estimate_fisher(probe, head, images, name, draws=30, batch_size=b) for b in (1, 5, 64)]
+    labels = torch.arange(13) % 4
+    runs = [estimate_fisher(probe, head, images, name, draws=30, batch_size=b, labels=labels) for b in (1, 5, 64)]
     for other in runs[1:]:
         assert relative_l2(other.filters, runs[0].filters.numpy()) < 1e-12
         assert relative_l2(other.groups, runs[0].groups.numpy()) < 1e-12
         assert (other.n_passes, other.n_images) == (runs[0].n_passes, 13)
+        assert np.allclose(other.objective, runs[0].objective, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_same_seed_same_bytes_and_another_seed_another_sample(name: str) -> None:
     probe, images, head = tiny_probe(torch.float32), random_images(13).float(), random_head(4, 6)
-    first, again, other = (fisher_filters(probe, head, images, name, draws=30, seed=s) for s in (3, 3, 4))
+    labels = np.arange(13) % 4
+    first, again, other = (
+        fisher_filters(probe, head, images, name, draws=30, seed=s, labels=labels) for s in (3, 3, 4)
+    )
     assert first.numpy().tobytes() == again.numpy().tobytes()
     assert torch.equal(first, other) == (name == "exact")
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "reference"])  # whose groups are of steps
 @pytest.mark.parametrize("n_images", [1, 5, 19])
 def test_groups_are_the_same_quantity_on_fewer_images(name: str, n_images: int) -> None:
     probe, images, head = tiny_probe(), random_images(n_images), random_head(3, 6)
@@ -415,8 +421,8 @@ def test_constant_loss_has_no_information(name: str, n_classes: int) -> None:
     weight, bias = random_head(1, 6)
     constant = (weight.expand(n_classes, 6), bias.expand(n_classes))
     usual = fisher_filters(probe, random_head(n_classes, 6), images, "exact")
-    got = fisher_filters(probe, constant, images, name, draws=7)
-    assert (got <= 1e-13 * usual.max()).all()
+    got = fisher_filters(probe, constant, images, name, draws=7, labels=np.arange(9) % n_classes)
+    assert (got <= 1e-12 * usual.max()).all()
     if n_classes == 2:
         assert (got == 0).all()
 
@@ -455,7 +461,7 @@ def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("setting", ["draws", "batch_size"])
 def test_settings_out_of_range(setting: str) -> None:
-    with pytest.raises(ConfigError, match=f"{setting}=0"):
+    with pytest.raises(ConfigError, match=f"{setting}: .*got 0"):
         fisher_filters(tiny_probe(), random_head(3, 6), random_images(2), **{setting: 0})
 
 
@@ -473,3 +479,135 @@ def test_not_finite_is_an_error_and_never_a_zero_embedding(name: str, broken: st
     (images[3] if broken == "images" else weight[0])[0] = torch.nan
     with pytest.raises(ComputeError, match="not finite"):
         fisher_filters(tiny_probe(), (weight, bias), images, name, draws=30)
+
+
+def test_draws_that_end_early_are_unbiased_and_change_nothing_late() -> None:
+    """A share of the draws goes on to the early layers, with its inverse as weight."""
+    probe, images, head = tiny_probe(), random_images(30), random_head(5, 6)
+    n_early = early_units(probe)
+    assert n_early == 0  # five of eleven filters are in the first of two layers
+    deep = probe_from_module(seeded(Deep).double(), transform=transform(8))
+    cut = deep.units[early_units(deep)].start
+    assert 0 < cut <= 0.2 * deep.n_filters
+    head = random_head(5, deep.n_features)
+    exact = fisher_filters(deep, head, images, "exact").numpy()
+    whole, part = (
+        [estimate_fisher(deep, head, images, "montecarlo", draws=40, seed=s, early_share=share) for s in range(60)]
+        for share in (1.0, 0.25)
+    )
+    for one, other in zip(whole, part, strict=True):
+        assert relative_l2(other.filters[cut:], one.filters[cut:].numpy()) < 1e-12
+    early = torch.stack([e.filters[:cut] for e in part])
+    assert relative_l2(early.mean(0), exact[:cut]) < 0.1
+    spread = [torch.stack([e.filters[:cut] for e in runs]).std(0).mean() for runs in (whole, part)]
+    assert spread[1] > 1.3 * spread[0]
+
+
+class Deep(nn.Module):
+    """Few filters early, many late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Conv2d(3, 4, 3, padding=1)
+        self.late = nn.Conv2d(4, 24, 3, stride=2, padding=1)
+        self.fc = nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.tanh(self.late(torch.tanh(self.early(x)))).mean((2, 3)))
+
+
+def test_one_forward_pass_serves_all_classes_of_an_image() -> None:
+    probe, images = tiny_probe(), random_images(12)
+    calls: list[int] = []
+    hook = probe.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    try:
+        fisher_filters(probe, random_head(7, 6), images, "exact", batch_size=5)
+        assert calls == [5, 5, 2]
+        calls.clear()
+        got = estimate_fisher(probe, random_head(7, 6), images, "montecarlo", draws=60, early_share=1.0)
+        assert sum(calls) <= 24 < got.n_passes  # once for the importance, once for the passes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("n_steps_batch", [1, 8])
+def test_reference_recipe_is_the_fisher_of_balanced_classes(n_steps_batch: int) -> None:
+    """Squares of batch means, times the batch size, are unbiased for the Fisher of the class-balanced images."""
+    probe, images, head = tiny_probe(), random_images(8), random_head(3, 6)
+    images[6:] *= 4
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 2])
+    weights = np.array([1 / 18] * 6 + [1 / 3] * 2)
+    each = np.stack([fisher_filters(probe, head, images[i : i + 1], "exact").numpy() for i in range(8)])
+    settings = {"epoch_size": 20_000 if n_steps_batch > 1 else 4_000, "batch_size": n_steps_batch}
+    got = estimate_fisher(probe, head, images, "reference", labels=labels, reference=settings)
+    assert relative_l2(got.filters, weights @ each) < 0.1
+    assert relative_l2(got.filters, each.mean(0)) > 0.1  # balanced, not as they are
+    assert got.n_images == 8
+    assert got.n_passes == settings["epoch_size"]
+
+
+def test_reference_recipe_with_batchnorm_in_train_mode() -> None:
+    """Batch statistics change the result, and not the probe."""
+    probe, images, head = tiny_probe(), random_images(64), random_head(3, 6)
+    before = {k: v.clone() for k, v in probe.original.state_dict().items()}
+    one, other = (
+        fisher_filters(
+            probe, head, images, "reference", labels=np.arange(64) % 3, reference={"epoch_size": 640, "batchnorm": mode}
+        )
+        for mode in ("eval", "train")
+    )
+    assert relative_l2(one, other.numpy()) > 0.1
+    assert all(torch.equal(v, before[k]) for k, v in probe.original.state_dict().items())
+    assert not probe.original.training
+
+
+def test_reference_recipe_needs_labels() -> None:
+    with pytest.raises(DataError, match="give labels="):
+        fisher_filters(tiny_probe(), random_head(3, 6), random_images(4), "reference")
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], [0, -1, 1, 2]])
+def test_labels_that_do_not_fit(labels: list[int]) -> None:
+    with pytest.raises(DataError, match=r"labels of shape .* wanted \[4\] in \[0, 2\]"):
+        fisher_filters(tiny_probe(), random_head(3, 6), random_images(4), labels=labels)
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'drawz'"):
+        fisher_filters(tiny_probe(), random_head(3, 6), random_images(4), drawz=3)
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_logits_that_saturate_give_finite_values_or_a_clear_error(name: str, scale: float) -> None:
+    probe, images = tiny_probe(torch.float32), random_images(8).float()
+    weight, bias = random_head(3, 6)
+    try:
+        got = fisher_filters(
+            probe, (weight * scale, bias), images, name, draws=20, labels=np.arange(8) % 3, reference={"epoch_size": 64}
+        )
+    except ComputeError as error:
+        if scale == 1e30 and "not finite" in str(error):
+            return  # squares of it are beyond float32
+        raise
+    else:
+        assert torch.isfinite(got).all()
+        assert (got >= 0).all()
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_images_that_are_not_finite(name: str) -> None:
+    images = random_images(8)
+    images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ComputeError, match="not finite"):
+        fisher_filters(tiny_probe(), random_head(3, 6), images, name, draws=16, labels=np.arange(8) % 3)
+
+
+@pytest.mark.parametrize("name", ["exact", "montecarlo", "variational"])
+def test_identical_images(name: str) -> None:
+    """Their mean is the value of one."""
+    probe, head, image = tiny_probe(), random_head(3, 6), random_images(1)
+    got = fisher_filters(probe, head, image.repeat(20, 1, 1, 1), name, draws=30, beta=1e-9)
+    wanted = fisher_filters(probe, head, image, "exact")
+    assert relative_l2(got, wanted.numpy()) < {"exact": 1e-12, "montecarlo": 0.35, "variational": 1.5}[name]
+    assert torch.isfinite(got).all()

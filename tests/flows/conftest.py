@@ -114,7 +114,7 @@ def settings(shapes: Path) -> dict[str, Any]:
             ],
         },
         "probe": {"name": "efficientnet_lite0", "image_size": 32},
-        "embedding": {"draws": 64, "max_images": 40},
+        "embedding": {"max_images": 24, "variational": {"images": 16, "max_passes": 3}},
         "experts": {
             "training": {"steps": 2, "batch_size": 8},
             "rules": [
