@@ -173,7 +173,7 @@ class EmbeddingSpec(FrozenModel):
     )
     draws: int = Field(1024, ge=1, description="montecarlo: budget of (image, class) draws, one backward pass each.")
     early_share: float = Field(
-        0.25, gt=0, le=1, description="montecarlo: share of the draws that go on to the early layers."
+        0.5, gt=0, le=1, description="montecarlo: share of the draws that go on to the early layers."
     )
     max_images: int = Field(512, ge=2, description="At most this many images enter the Fisher, a seeded sample.")
     beta: float = Field(

@@ -12,10 +12,11 @@ that are near but for a factor have a c away from zero, and a small t by subtrac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
@@ -29,8 +30,6 @@ ROWS = 16
 """Rows of a block: twice as many rows of 8,512 filters in float32 fit the L2 cache of a core."""
 
 
-# The numpy error model leaves out the check for division by zero, which would keep the loop from using vectors.
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 def _block(a: Any, b: Any, ga: Any, gb: Any, upper: bool, first: int, start: int, out: Any) -> None:
     """d_sym of every row of ``a`` and every row of ``b`` into ``out``; NaN for a pair with no filter above zero.
 
@@ -69,6 +68,18 @@ def _block(a: Any, b: Any, ga: Any, gb: Any, upper: bool, first: int, start: int
                 out[i, j] = numerator / (r * (r + uv)) if r > 0 and r + uv > 0 else 1.0
 
 
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_block`, compiled once a process, in a second or two. The compiler is imported where it is needed only."""
+    import numba
+
+    # The numpy error model leaves out the check for division by zero, which would keep the loop from using vectors.
+    compiled: Callable[..., None] = numba.njit(
+        nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy"
+    )(_block)
+    return compiled
+
+
 def _centres(x: np.ndarray) -> np.ndarray:
     """Geometric mean of the values above zero of every row; 1 for a row of zeros."""
     with np.errstate(divide="ignore"):
@@ -102,13 +113,13 @@ def pair_matrix(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
     y = x if same else np.ascontiguousarray(right, kind)
     gx = _centres(x).astype(kind)
     gy = gx if same else _centres(y).astype(kind)
-    out = np.zeros((len(x), len(y)))
+    out, block = np.zeros((len(x), len(y))), _compiled()
 
     def rows(first: int) -> None:
         part = slice(first, first + ROWS)
         for start in range(first if same else 0, len(y), ROWS):
             to = slice(start, start + ROWS)
-            _block(x[part], y[to], gx[part], gy[to], same, first, start, out[part, to])
+            block(x[part], y[to], gx[part], gy[to], same, first, start, out[part, to])
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         list(pool.map(rows, range(0, len(x), ROWS)))
@@ -118,7 +129,7 @@ def pair_matrix(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
             return pair_matrix(x.astype(np.float64), None if same else y.astype(np.float64))
         for i, j in near:
             left, other = (z[k : k + 1].astype(np.float64) for z, k in ((x, i), (y, j)))
-            _block(left, other, _centres(left), _centres(other), False, 0, 0, out[i : i + 1, j : j + 1])
+            block(left, other, _centres(left), _centres(other), False, 0, 0, out[i : i + 1, j : j + 1])
     if same:
         out += np.triu(out, 1).T
     return out
