@@ -1,13 +1,14 @@
 r"""d_sym of many pairs: one compiled loop over blocks of rows that stay in the cache.
 
-For a pair, with D filters that are not zero in both and a constant c near the mean of (a-b)/(2(a+b)), let
-``t = (a - b) / (2 (a + b)) - c``, S1 and S2 its sum and sum of squares, ``h = 1/2 + c`` and ``e = 1/2 - c``. Then
+For a pair, with D filters that are not zero in both, let ``u = a / (a + b)``, ``v = 1 - u``, h a constant near the mean
+of u, and S1, S2 the sums of ``t = u - h`` and of its square. Sums of ``u u``, ``v v``, ``u v`` have no negative term,
+so far pairs are ``1 - u'v / r``. For others, ``D S2 - S1^2``, the numerator of d_sym, does not depend on h: the centre
+keeps S1 small, so that little cancels even in float32: a few filters far apart move h off the mean of u, but they also
+spread u, and ``D S2`` stays below 40 numerators. Sums over `CHUNK` filters are added up in float64.
 
-.. math:: u'u = S_2 + 2 h S_1 + D h^2, \quad v'v = S_2 - 2 e S_1 + D e^2, \quad u'v = (e - h) S_1 - S_2 + D h e
-
-and ``D S2 - S1^2``, the numerator of d_sym, does not depend on c. The centre keeps S1 small, so that nothing cancels
-even in float32: ``a - b`` is exact for near numbers, and sums over `CHUNK` filters are added up in float64. Embeddings
-that are near but for a factor have a c away from zero, and a small t by subtraction: they are computed in float64.
+a is the embedding of the smaller geometric mean, for d_sym is symmetric. It has to be: where a is 10^4 times b, v is
+about 10^-4, and by subtraction from 1 float32 leaves three digits of it. Pairs nearer than `NEAR` are computed in
+float64: their t is a small difference.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NEAR = 1e-3
 CHUNK = 512
 """Filters that are summed in the precision of the input."""
 ROWS = 16
-"""Rows of a block: twice as many rows of 8,512 filters in float32 fit the L2 cache of a core."""
+"""Rows of a block: twice as many rows of 8,512 filters in float32 are about a MiB, the L2 cache of a core."""
 
 
 def _block(a: Any, b: Any, ga: Any, gb: Any, upper: bool, first: int, start: int, out: Any) -> None:
@@ -35,37 +36,47 @@ def _block(a: Any, b: Any, ga: Any, gb: Any, upper: bool, first: int, start: int
 
     With ``upper``, only pairs whose index in the whole, ``first + i < start + j``, are computed.
     """
-    half, zero = a.dtype.type(0.5), a.dtype.type(0)
-    one = a.dtype.type(1)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
     for i in range(len(a)):
         for j in range(len(b)):
             if upper and first + i >= start + j:
                 continue
-            c = half * (ga[i] - gb[j]) / (ga[i] + gb[j])
-            s1, s2, live = 0.0, 0.0, 0.0
+            # u of the smaller embedding: of a small v = 1 - u only the absolute precision would be left.
+            if ga[i] <= gb[j]:
+                small, large, h = a[i], b[j], ga[i] / (ga[i] + gb[j])
+            else:
+                small, large, h = b[j], a[i], gb[j] / (ga[i] + gb[j])
+            s1, s2, uu, vv, uv, live = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for k in range(0, a.shape[1], CHUNK):
-                p1, p2, n = zero, zero, zero
-                left, right = a[i, k : k + CHUNK], b[j, k : k + CHUNK]
+                p1, p2, puu, pvv, puv, n = zero, zero, zero, zero, zero, zero
+                left, right = small[k : k + CHUNK], large[k : k + CHUNK]
                 for f in range(len(left)):
                     x, y = left[f], right[f]
                     total = x + y
                     alive = one if total > zero else zero
-                    t = (half * (x - y) / (total if total > zero else one) - c) * alive
+                    u = x / (total if total > zero else one)
+                    v = alive - u
+                    t = u - h * alive
                     p1 += t
                     p2 += t * t
+                    puu += u * u
+                    pvv += v * v
+                    puv += u * v
                     n += alive
                 s1 += p1
                 s2 += p2
+                uu += puu
+                vv += pvv
+                uv += puv
                 live += n
-            h, e = 0.5 + c, 0.5 - c
-            uu, vv = s2 + 2 * h * s1 + live * h * h, s2 - 2 * e * s1 + live * e * e
-            uv = (e - h) * s1 - s2 + live * h * e
-            r = np.sqrt(max(uu * vv, 0.0))
+            r = np.sqrt(uu * vv)
             numerator = max(live * s2 - s1 * s1, 0.0)
             if live == 0:
                 out[i, j] = np.nan
+            elif r == 0 or uv < 0.9 * r:
+                out[i, j] = 1.0 - uv / r if r > 0 else 1.0
             else:
-                out[i, j] = numerator / (r * (r + uv)) if r > 0 and r + uv > 0 else 1.0
+                out[i, j] = numerator / (r * (r + uv))
 
 
 @cache
@@ -132,4 +143,6 @@ def pair_matrix(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
             block(left, other, _centres(left), _centres(other), False, 0, 0, out[i : i + 1, j : j + 1])
     if same:
         out += np.triu(out, 1).T
+        # As everywhere, an embedding of zeros has no distance, not even to itself.
+        out[np.diag_indices_from(out)] = np.where(x.any(1), 0.0, np.nan)
     return out

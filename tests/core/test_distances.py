@@ -267,3 +267,73 @@ def test_two_zero_rows_among_many() -> None:
     x[[4, 50]] = 0
     with pytest.raises(DataError, match="zero in every filter"):
         distance_matrix(x)
+
+
+def centred(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """d_sym in long double, u of the smaller embedding: `_plain` itself loses digits where sizes differ by 10^3 and more."""
+    out = np.empty((len(a), len(b)))
+    for i, x in enumerate(a.astype(np.longdouble)):
+        for j, y in enumerate(b.astype(np.longdouble)):
+            live = x + y > 0
+            u, v = x[live] / (x + y)[live], y[live] / (x + y)[live]
+            w = u if u.sum() < v.sum() else v
+            uu, vv, uv = (u * u).sum(), (v * v).sum(), (u * v).sum()
+            r = np.sqrt(uu * vv)
+            out[i, j] = len(u) * ((w - w.mean()) ** 2).sum() / (r * (r + uv)) if r > 0 else 1
+    return out
+
+
+def test_the_reference_in_long_double_is_right() -> None:
+    a, b = lognormal(2, 60).astype(np.float64)
+    for scale in (1.0, 1e6):
+        assert centred(a[None], scale * b[None])[0, 0] == pytest.approx(exact_distance(a, scale * b), rel=1e-13)
+
+
+@pytest.mark.parametrize("decades", [1, 2, 4, 5])
+@pytest.mark.parametrize("spread", [0.1, 0.3, 1.0])
+def test_compiled_pairs_of_embeddings_of_different_sizes(decades: int, spread: float) -> None:
+    """A small u keeps its digits; one minus a u near 1 does not."""
+    sizes = 10 ** np.random.default_rng(2).uniform(-decades, decades, (14, 1))
+    x = (lognormal(14, 1100, spread) * sizes).astype(np.float32)
+    wanted = np.where(np.eye(14), 0, centred(x, x))
+    assert relative(pair_matrix(x, None), wanted) < 1e-5
+    assert relative(pair_matrix(x[:5], x[5:]), wanted[:5, 5:]) < 1e-5
+    assert relative(pair_matrix(x.astype(np.float64), None), wanted) < 1e-12
+
+
+def test_compiled_pairs_of_two_values() -> None:
+    """Here roundings are the same in many filters and do not average out."""
+    rng = np.random.default_rng(3)
+    x = (rng.choice([1.0, 1.1], (30, 2000)) * rng.uniform(0.1, 10, (30, 1))).astype(np.float32)
+    assert relative(pair_matrix(x, None), np.where(np.eye(30), 0, centred(x, x))) < 1e-5
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.04])
+def test_compiled_pairs_with_a_few_filters_far_apart(share: float) -> None:
+    """The geometric means are then a poor centre."""
+    a, rng = np.full((8, 3000), 1e-29), np.random.default_rng(5)
+    b = a * np.exp(rng.normal(0, 0.1, (8, 3000)))
+    b[rng.random(b.shape) < share] = 1e29
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    assert relative(pair_matrix(a, b), centred(a, b)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_compiled_pairs_with_an_embedding_of_zeros_or_of_one_filter(kind: type) -> None:
+    x = lognormal(20, 1100).astype(kind)
+    x[:, np.random.default_rng(4).random(1100) < 0.9] = 0
+    [live] = x[0].nonzero()
+    zeros, single = np.zeros((1, 1100), kind), np.zeros((1, 1100), kind)
+    single[0, live[0]] = 1e-6
+    assert (pair_matrix(zeros, x) == 1).all()
+    assert (pair_matrix(x, zeros) == 1).all()
+    d = pair_matrix(single, x)
+    assert relative(d, centred(single, x)) < 1e-5
+    assert (d <= 1).all()
+
+
+def test_one_zero_row_among_many() -> None:
+    x = lognormal(95, 6000)
+    x[4] = 0
+    with pytest.raises(DataError, match="zero in every filter"):
+        distance_matrix(x)
