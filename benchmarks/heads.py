@@ -7,6 +7,7 @@ Run with `make bench`, or `python benchmarks/heads.py`; docs/benchmarks.md has t
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from t2v_core.reference_head import fit_reference_head
 from t2v_core.sources import open_source
 
 N_TASKS, SAMPLE = 1000, 6
-SPEC = HeadSpec(l2=(7e-5,))
-"""At which the loss is about that of the reference recipe."""
+SPEC = HeadSpec(l2=(5e-5,))
+"""At which the loss is a little below that of the reference recipe."""
 
 
 def balanced_loss(features: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> float:
@@ -44,10 +45,14 @@ def main() -> None:
     rows, names = np.arange(len(x)), np.unique(digits)
     tasks = [HeadTask(rows, np.isin(digits, rng.permutation(names)[:5]).astype(np.int64)) for _ in range(N_TASKS)]
 
-    began = time.perf_counter()
-    together = fit_heads(x, tasks, SPEC)
-    seconds = {"together": (time.perf_counter() - began) / N_TASKS}
-    heads = {"together": [r.fit for r in together[:SAMPLE]]}
+    # All rows one group: none can be held out, and the head on all rows is all that is fitted, as by the recipe.
+    bare = [replace(t, groups=np.zeros(len(rows), np.int64)) for t in tasks]
+    seconds, heads = {}, {}
+    for name, wanted in (("together", tasks), ("together, no rows held out", bare)):
+        began = time.perf_counter()
+        results = fit_heads(x, wanted, SPEC)
+        seconds[name] = (time.perf_counter() - began) / N_TASKS
+        heads[name] = [r.fit for r in results[:SAMPLE]]
     for name, fit in (
         ("one by one", lambda t: fit_head(x, t.labels, SPEC)),
         ("reference", lambda t: fit_reference_head(x, t.labels)),
@@ -55,7 +60,7 @@ def main() -> None:
         began = time.perf_counter()
         heads[name] = [fit(t) for t in tasks[:SAMPLE]]
         seconds[name] = (time.perf_counter() - began) / SAMPLE
-    print(f"{N_TASKS} tasks, N = {len(x)}, D = {x.shape[1]}; {SAMPLE} of them but for `together`\n")
+    print(f"{N_TASKS} tasks, N = {len(x)}, D = {x.shape[1]}; {SAMPLE} of them where one by one\n")
     print("| heads | ms a task | times faster than the reference | cross entropy, nats |\n|---|---:|---:|---:|")
     for name, fits in heads.items():
         loss = np.mean([balanced_loss(x, t.labels, f.weight, f.bias) for t, f in zip(tasks, fits, strict=False)])

@@ -117,7 +117,8 @@ def evaluate_block(
     """
     wanted = []
     for _, task in tasks:
-        rows, labels, groups = task.part(test=False)
-        wanted.append(HeadTask(rows, labels, groups, int(task.labels.max()) + 1))
+        # Without a test split there is nothing to judge a head by: do not train one.
+        rows, labels, groups = (part if task.test.any() else part[:0] for part in task.part(test=False))
+        wanted.append(HeadTask(rows, labels, groups, int(task.labels.max(initial=0)) + 1))
     heads = fit_heads(features, wanted, spec, progress=progress)
     return [_judge(expert, i, features, task, head) for (i, task), head in zip(tasks, heads, strict=True)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from t2v_core import many_heads
 from t2v_core.config import HeadSpec
 from t2v_core.errors import ComputeError, TaskError
 from t2v_core.heads import fit_head
@@ -119,10 +120,43 @@ def test_a_bad_task_is_reported_and_takes_none_along() -> None:
         assert result.fit.loss == pytest.approx(fit_head(x[t.rows], t.labels, TIGHT).loss, rel=1e-5)
 
 
-def test_small_tasks_and_lone_tasks_go_alone() -> None:
+def test_the_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = source()
-    results = fit_heads(x, [*[task(x, s) for s in range(3)], task(x, 9, share=0.1)], TIGHT)
-    assert [r.together for r in results] == [True, True, True, False]
+    tasks = [task(x, s, share=(1, 0.6)[s % 2]) for s in range(9)]
+    wide = fit_heads(x, tasks, TIGHT)
+    monkeypatch.setattr(many_heads, "_WIDEST", 2)
+    for one, other in zip(wide, fit_heads(x, tasks, TIGHT), strict=True):
+        assert one.fit is not None
+        assert other.fit is not None
+        assert one.fit.l2 == other.fit.l2
+        assert one.fit.loss == pytest.approx(other.fit.loss, rel=1e-6)
+        assert np.abs(one.fit.weight - other.fit.weight).max() < 1e-5 * np.abs(one.fit.weight).max()
+
+
+def test_what_does_not_converge_together_is_the_head_alone() -> None:
+    x = source()
+    tasks, spec = [task(x, s) for s in range(3)], HeadSpec(l2=(1e-3,), max_iterations=2)
+    for result, t in zip(fit_heads(x, tasks, spec), tasks, strict=True):
+        alone = fit_head(x[t.rows], t.labels, spec)
+        assert not result.together
+        assert result.fit is not None
+        assert np.array_equal(result.fit.weight, alone.weight)
+        assert result.fit.converged == alone.converged
+
+
+def test_what_goes_together() -> None:
+    """It is the union of the rows that counts, not the size of a task."""
+    whole = [np.arange(2000)] * 4
+    assert many_heads._worth(whole, 2000, 1280) == [0, 1, 2, 3]
+    assert many_heads._worth(whole[:1], 2000, 1280) == []
+    disjoint = [np.arange(300 * i, 300 * i + 300) for i in range(12)]
+    assert many_heads._worth(disjoint, 4000, 1280) == []
+    assert many_heads._worth([*disjoint[:2], *whole], 4000, 1280)[-4:] == [2, 3, 4, 5]
+    tiny = [np.arange(1000, 1010), *whole]
+    assert many_heads._worth(tiny, 2000, 1280) == [1, 2, 3, 4]
+    x = source(600, 1000)
+    apart = [HeadTask(np.arange(100 * i, 100 * i + 100), np.arange(100) % 2) for i in range(6)]
+    assert not any(r.together for r in fit_heads(x, apart, HeadSpec(l2=(1e-1,))))
     assert not fit_heads(x, [task(x, 0)], TIGHT)[0].together
 
 

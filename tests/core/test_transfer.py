@@ -89,6 +89,23 @@ def test_a_failing_task_is_a_row_with_its_reason() -> None:
         evaluate_cell("e", "no test", features(), no_test, HeadSpec())
 
 
+def test_binary_tasks_of_one_source_together_are_the_cells_alone() -> None:
+    """On rows of their own, among a task of three classes and one of no rows."""
+    x = np.random.default_rng(3).normal(size=(N, 6)).astype(np.float32)
+    tasks = [(f"t{k}", rows((x[:, k] + x[:, k + 1] > 0).astype(int))) for k in range(5)]
+    tasks += [("few", rows(np.arange(20) % 2, at=np.arange(20))), ("three", rows(np.arange(N) % 3))]
+    tasks += [("none", rows(np.arange(0), at=np.arange(0)))]
+    spec = HeadSpec(tolerance=1e-7, max_iterations=1000)
+    *cells, none = evaluate_block("e", x, tasks, spec)
+    assert none.reason == "none: the test split is empty"
+    for cell, (task_id, task) in zip(cells, tasks, strict=False):
+        alone = evaluate_cell("e", task_id, x, task, spec)
+        assert (cell.l2, cell.n_train, cell.n_test, cell.converged) == (alone.l2, alone.n_train, alone.n_test, True)
+        assert cell.head_loss == pytest.approx(alone.head_loss, rel=1e-5)
+        assert (cell.error, cell.balanced_error) == (alone.error, alone.balanced_error)
+        assert cell.seconds > 0
+
+
 def test_broken_features_fail_their_tasks_only() -> None:
     x = features()
     x[7] = np.nan
