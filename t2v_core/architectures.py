@@ -17,7 +17,7 @@ from torch import nn
 
 from t2v_core.errors import MissingPackageError, ProbeError, UnknownNameError, WeightsError
 from t2v_core.registry import Registry
-from t2v_core.weights import first_mismatch, load_state, read_weights
+from t2v_core.weights import fits, load_state, read_weights
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PROBES", "Architecture", "architecture_of", "build_network"]
 
@@ -270,7 +270,7 @@ def build_network(
             state = architecture.imagenet() if weights == "imagenet" else read_weights(Path(weights))
             what = f"the weights {weights!r}"
         what += f" (asked for {name})"
-        if architecture.adapt and state and first_mismatch(network, state, architecture.head):
+        if architecture.adapt and state and not fits(network, state, architecture.head):
             state = architecture.adapt(state, what)
         load_state(network, state, architecture.head, what)
     return network.eval()

@@ -15,7 +15,7 @@ from torch import nn
 
 from t2v_core.errors import WeightsError
 
-__all__ = ["first_mismatch", "load_state", "read_weights"]
+__all__ = ["fits", "load_state", "read_weights"]
 
 _NESTED = ("state_dict", "model")
 """Where a training script's checkpoint keeps the state dict."""
@@ -64,32 +64,32 @@ def _in_todays_names(state: Mapping[str, torch.Tensor], wanted: Mapping[str, tor
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
 
 
-def _parts(
-    network: nn.Module, state: Mapping[str, torch.Tensor], head: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-    """The network's tensors, those given under its names, and what does not fit, in the network's order."""
-    wanted = network.state_dict()
-    given = _in_todays_names(state, wanted)
-    problems: list[str] = []
+def _misfits(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], head: str) -> str:
+    """What does not fit: how many tensors of each kind, and the first in the network's order. Empty where all fit."""
+    missing: list[str] = []
+    others: list[str] = []
     for key, tensor in wanted.items():
+        shape = tuple(tensor.shape)
         # Counters of batches do not matter in eval mode, and files of old versions lack them.
         if key.startswith(head + ".") or (key not in given and key.endswith("num_batches_tracked")):
             continue
         if key not in given:
-            problems.append(f"{key!r} is missing, wanted {tuple(tensor.shape)}")
+            missing.append(f"{key!r}, wanted {shape}")
         elif given[key].shape != tensor.shape:
-            problems.append(f"{key!r} is {tuple(given[key].shape)}, wanted {tuple(tensor.shape)}")
-    problems += [f"{key!r} is not wanted" for key in given if key not in wanted and not key.startswith(head + ".")]
-    return wanted, given, problems
+            others.append(f"{key!r} is {tuple(given[key].shape)}, wanted {shape}")
+    extra = [f"{key!r}" for key in given if key not in wanted and not key.startswith(head + ".")]
+    kinds = {"of another shape": others, "missing": missing, "not wanted": extra}
+    return "; ".join(
+        f"{len(found)} tensor{'s' * (len(found) > 1)} {kind}{', the first' * (len(found) > 1)}: {found[0]}"
+        for kind, found in kinds.items()
+        if found
+    )
 
 
-def first_mismatch(network: nn.Module, state: Mapping[str, torch.Tensor], head: str) -> str:
-    """What about the first tensor, in the network's order, that does not fit; empty where all fit.
-
-    The head's tensors may be missing, or of another size.
-    """
-    problems = _parts(network, state, head)[2]
-    return problems[0] if problems else ""
+def fits(network: nn.Module, state: Mapping[str, torch.Tensor], head: str) -> bool:
+    """Whether `load_state` finds all tensors but the head's, each in its shape, and no others."""
+    wanted = network.state_dict()
+    return not _misfits(_in_todays_names(state, wanted), wanted, head)
 
 
 def load_state(network: nn.Module, state: Mapping[str, torch.Tensor], head: str, what: str) -> None:
@@ -102,16 +102,15 @@ def load_state(network: nn.Module, state: Mapping[str, torch.Tensor], head: str,
         what: words for the state, for error messages.
 
     Raises:
-        WeightsError: no tensors, those of another architecture, or values that are not finite; names the first one.
+        WeightsError: no tensors, those of another architecture, or values that are not finite; names the first
+            tensor, in the network's order.
     """
     if not state:
         raise WeightsError(f"{what} are an empty state dict; wanted the network's tensors, by name")
-    wanted, given, problems = _parts(network, state, head)
-    if problems:
-        raise WeightsError(
-            f"{what} belong to another architecture: {len(problems)} tensors do not fit, the first: {problems[0]}; "
-            "name the architecture that they are of"
-        )
+    wanted = network.state_dict()
+    given = _in_todays_names(state, wanted)
+    if misfits := _misfits(given, wanted, head):
+        raise WeightsError(f"{what} belong to another architecture: {misfits}. Name the architecture that they are of")
     fitting = {k: given[k] for k in wanted if k in given and given[k].shape == wanted[k].shape}
     for key, tensor in fitting.items():
         # The extremes are NaN where any value is.

