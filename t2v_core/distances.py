@@ -43,7 +43,7 @@ ALL_ZERO = "two embeddings are zero in every filter; they have no distance"
 
 def _vector(e: Any) -> np.ndarray:
     value = np.asarray(getattr(e, "vector", e))
-    if value.dtype != np.float32:  # what records hold; pairs of them are computed in it, where they are many
+    if value.dtype != np.float32:  # what records hold; many of them are then not copied
         value = value.astype(np.float64)
     if value.ndim != 1:
         raise DataError(f"got an embedding of shape {value.shape}; wanted one vector [P]")
