@@ -90,7 +90,7 @@ def converge(probe, head, x, labels, beta: float = 1e-7) -> None:  # type: ignor
     began = time.perf_counter()
     ended = descend(task, steps=STEPS)
     slow = time.perf_counter() - began
-    target = objective(task, ended.variance)
+    target = objective(task, ended)
     print(f"| descent, {STEPS} steps of the reference | {slow:.0f} | {target:.2f} |")
     for passes in (2, 3, 12):
         settings = spec.model_copy(update={"variational": spec.variational.model_copy(update={"max_passes": passes})})

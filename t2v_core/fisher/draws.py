@@ -8,7 +8,7 @@ import numpy as np
 
 from t2v_core.errors import ComputeError
 
-__all__ = ["Draws", "importance_draws", "model_draws"]
+__all__ = ["Draws", "check_importance", "importance_draws", "model_draws", "systematic"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,31 @@ def _collect(pairs: np.ndarray, weight_of: np.ndarray, n_classes: int, n_draws: 
     return Draws(unique // n_classes, unique % n_classes, counts * value, early_counts * value, n_draws)
 
 
+def check_importance(importance: np.ndarray) -> None:
+    """Refuse importances that are not finite, or whose sum is not.
+
+    Raises:
+        ComputeError: they are not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = importance.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        raise ComputeError("the head's predictions are not finite; look for a diverged head or huge features")
+
+
+def systematic(probabilities: np.ndarray, n_draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) ``[m]`` of m cells, drawn with ``probabilities [N, C]`` at equal steps from a random offset.
+
+    Rows are in random order and the cells of a row adjacent, so that the draws spread over rows.
+    """
+    n, c = probabilities.shape
+    order = rng.permutation(n)
+    cumulated = np.cumsum(probabilities[order].reshape(-1))
+    points = (np.arange(n_draws) + rng.random()) / n_draws * cumulated[-1]
+    picked = np.searchsorted(cumulated, points, side="right").clip(max=n * c - 1)
+    return order[picked // c], picked % c
+
+
 def importance_draws(
     importance: np.ndarray, n_draws: int, seed: int, uniform_share: float = 0.05, early_share: float = 1.0
 ) -> Draws:
@@ -58,23 +83,18 @@ def importance_draws(
     """
     n, c = importance.shape
     rng = np.random.default_rng(seed)
-    order = rng.permutation(n)
+    check_importance(importance)
     value = np.maximum(importance.astype(np.float64), 0.0)
     total, positive = value.sum(), value > 0
-    if not np.isfinite(total):
-        raise ComputeError("the head's predictions are not finite; look for a diverged head or huge features")
     if total <= 0:
         return Draws(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0), n_draws)
     pi = (1 - uniform_share) * value / total + uniform_share * positive / positive.sum()
-    cumulated = np.cumsum(pi[order].reshape(-1))
-    points = (np.arange(n_draws) + rng.random()) / n_draws * cumulated[-1]
-    picked = np.searchsorted(cumulated, points, side="right").clip(max=n * c - 1)
-    pairs = order[picked // c] * c + picked % c
+    images, classes = systematic(pi, n_draws, rng)
     with np.errstate(divide="ignore"):
         weight_of = np.where(positive, 1.0 / (n * n_draws * pi), 0.0).reshape(-1)
     every = max(1, round(1 / early_share))
     early = np.where(np.arange(n_draws) % every == rng.integers(every), float(every), 0.0)
-    return _collect(pairs, weight_of, c, n_draws, early)
+    return _collect(images * c + classes, weight_of, c, n_draws, early)
 
 
 def model_draws(probabilities: np.ndarray, n_draws: int, seed: int) -> Draws:

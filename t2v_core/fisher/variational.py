@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from t2v_core.errors import ComputeError, ConfigError
+from t2v_core.errors import ConfigError
 from t2v_core.fisher.accumulate import (
     Accumulator,
     FisherEstimate,
@@ -32,10 +32,11 @@ from t2v_core.fisher.accumulate import (
     prior_weight,
 )
 from t2v_core.fisher.cotangents import exact_cotangent, importance, sampled_cotangents
+from t2v_core.fisher.draws import check_importance, systematic
 from t2v_core.fisher.passes import Noise, sample_filter_norms
 from t2v_core.probes import Probe
 
-__all__ = ["divergence", "prior_precision", "start_variance", "variational"]
+__all__ = ["divergence", "folded_variances", "prior_precision", "start_variance", "variational"]
 
 IMPORTANCE_SHARE = 0.5
 """Share of the images of a pass that are drawn by the importance they have without noise; the rest uniformly, since
@@ -62,18 +63,31 @@ def start_variance(probe: Probe, share: float) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def divergence(probe: Probe, variance: torch.Tensor, precision: torch.Tensor) -> float:
-    """``KL(N(w, v) || N(0, 1 / lambda^2))`` over all weights of all filters, nats.
+def folded_variances(probe: Probe, variance: torch.Tensor) -> list[torch.Tensor]:
+    """Variances ``[P]`` of the weights as trained, as those of the weights that the network holds, per unit."""
+    return [
+        (variance[u.start : u.stop].to(s.device) * s.double() ** 2).to(probe.dtype)
+        for u, s in zip(probe.units, probe.scales, strict=True)
+    ]
+
+
+def divergence(probe: Probe, variance: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """``KL(N(w, v) || N(0, 1 / lambda^2))`` over all weights of all filters, nats; differentiable in v.
 
     Args:
         probe: its filters' sizes and mean squared weights.
         variance: v ``[P]``.
         precision: lambda^2 ``[P]``.
+
+    Returns:
+        A number, float64.
     """
-    size = torch.cat([torch.full((u.n_filters,), float(u.filter_size), dtype=torch.float64) for u in probe.units])
-    square = sum(u.mean_square * u.filter_size * u.n_filters * float(precision[u.start]) for u in probe.units)
+    size, square = (
+        torch.cat([torch.full((u.n_filters,), value(u), dtype=torch.float64) for u in probe.units]).to(variance.device)
+        for value in (lambda u: float(u.filter_size), lambda u: u.mean_square)
+    )
     ratio = (precision * variance).clamp_min(1e-300)
-    return 0.5 * (float((size * (ratio - 1 - ratio.log())).sum()) + square)
+    return 0.5 * (size * (ratio - 1 - ratio.log() + precision * square)).sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +106,7 @@ def _rows(share: np.ndarray, n_rows: int, rng: np.random.Generator) -> tuple[np.
     n = len(share)
     if n <= n_rows:
         return np.arange(n), np.full(n, 1.0 / n)
-    order = rng.permutation(n)
-    cumulated = np.cumsum(share[order])
-    points = (np.arange(n_rows) + rng.random()) / n_rows * cumulated[-1]
-    rows = np.sort(order[np.searchsorted(cumulated, points, side="right").clip(max=n - 1)])
+    rows = np.sort(systematic(share[:, None], n_rows, rng)[0])
     return rows, 1.0 / (n * n_rows * share[rows])
 
 
@@ -124,8 +135,7 @@ class _Estimator:
         self.on_cpu = torch.Generator().manual_seed(spec.seed)
         z = clean_features(task)
         value = importance(task.head, z).sum(1).double().cpu().numpy()
-        if not np.isfinite(value).all():
-            raise ComputeError("the head's predictions are not finite; look for a diverged head or huge features")
+        check_importance(value)
         uniform = np.full(len(value), 1.0 / len(value))
         total = value.sum()
         clean = value / total if total > 0 else uniform
@@ -135,27 +145,20 @@ class _Estimator:
         if task.labels is not None:
             self.target = F.one_hot(task.labels.to(z.device), task.n_classes).to(z)
 
-    def folded(self, variance: torch.Tensor) -> list[torch.Tensor]:
-        """Variances of the weights that the network holds, per unit."""
-        return [
-            (variance[u.start : u.stop].to(s.device) * s.double() ** 2).to(self.probe.dtype)
-            for u, s in zip(self.probe.units, self.probe.scales, strict=True)
-        ]
-
     def run(self, variance: torch.Tensor) -> _Pass:
         task, probe = self.task, self.probe
         n, settings = len(task.images), task.spec.variational
         picked, share = _rows(self.share, settings.images, self.rng)
         order = self.rng.permutation(len(picked))  # a batch shares its noise, so it must not be of one kind of image
         rows, weights = torch.as_tensor(picked[order]), torch.as_tensor(share[order])
-        accumulate = Accumulator(probe, n)
-        noise = Noise(self.folded(variance), settings.diagonal, self.on_device)
+        accumulate, layers = Accumulator(probe, n), task.weights
+        noise = Noise(folded_variances(probe, variance), settings.diagonal, self.on_device)
         losses: list[torch.Tensor] = []
         for start in range(0, len(rows), settings.batch_size):
             part = slice(start, start + settings.batch_size)
             z = sample_filter_norms(
                 probe.network,
-                task.weights,
+                layers,
                 batch_of(probe, task.images, rows[part]),
                 lambda z, r: _one_class(task, z, self.on_cpu),
                 accumulate.sink(rows[part], weights[part][None]),
@@ -188,7 +191,7 @@ def variational(task: FisherInput) -> FisherEstimate:
     while len(history) < settings.max_passes and settled < AVERAGED:
         found = estimator.run(variance)
         passes += found.estimate.n_passes
-        objective.append(found.loss + kappa * divergence(probe, variance, precision))
+        objective.append(found.loss + kappa * float(divergence(probe, variance, precision)))
         history.append(found)
         wanted = 1.0 / (precision + found.estimate.filters / kappa)
         # The first step is whole: the start is far from the fixed point. Then half steps, in the logarithm.
