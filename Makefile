@@ -36,7 +36,8 @@ bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/estimators.py
-	$(BIN)/python benchmarks/heads.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/heads.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/diagonal.py
 	$(BIN)/python benchmarks/distances.py
 	$(BIN)/python benchmarks/depthwise.py
 

@@ -72,10 +72,8 @@ def main() -> None:
             seconds = (time.perf_counter() - began) / (2 * len(tasks))
             d = symmetric_matrix(np.stack(halves[0]), np.stack(halves[1]))
             within, between = np.median(np.diag(d)), np.median(d[~np.eye(len(d), dtype=bool)])
-            print(
-                f"| {what} | {beta:g} | {within:.3f} | {between:.3f} | {between / within:.1f} | {seconds:.1f} |",
-                flush=True,
-            )
+            found = f"{within:.3f} | {between:.3f} | {between / within:.1f} | {seconds:.1f}"
+            print(f"| {what} | {beta:g} | {found} |", flush=True)
 
 
 if __name__ == "__main__":
