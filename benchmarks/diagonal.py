@@ -1,8 +1,9 @@
 """How well an embedding repeats: each task from two disjoint halves of its images, by several estimators; one core.
 
 OpenMoji drawings, EfficientNet-Lite0 at 48 pixels with its ImageNet weights; category, skin tone and gender, and the
-last two inside three subcategories. *Within* is the median d_sym between the halves of one task, *between* that of different tasks.
-Run with `python benchmarks/diagonal.py` (about eight minutes); docs/adr/0006-variational-diagonal.md has the figures.
+last two inside three subcategories. *Within* is the median d_sym between the halves of one task, *between* that of
+different tasks. Run with `python benchmarks/diagonal.py` (about eight minutes);
+docs/adr/0006-variational-diagonal.md has the figures.
 """
 
 from __future__ import annotations
