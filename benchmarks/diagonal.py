@@ -20,7 +20,7 @@ from t2v_core.embedding import embed_features
 from t2v_core.features import extract_features
 from t2v_core.images import decode_image
 from t2v_core.probes import load_probe
-from t2v_core.sources import open_source
+from t2v_core.sources import each_image, open_source
 
 PER_CLASS, FEWEST = 160, 12
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def main() -> None:
     """Print a table."""
     torch.set_num_threads(1)
     probe = load_probe("efficientnet_lite0", image_size=48)
-    raws = list(open_source("openmoji", pixels=72).images())
+    raws = list(each_image(open_source("openmoji", pixels=72)))
     images = np.stack([probe.transform.to_uint8(decode_image(r.read())) for r in raws])
     names = ("category", "subcategory", "skin_tone", "gender")
     tasks = tasks_of({name: np.array([str(r.labels.get(name)) for r in raws]) for name in names})

@@ -19,7 +19,7 @@ from t2v_core.images import decode_image
 from t2v_core.many_heads import HeadTask, fit_heads
 from t2v_core.probes import load_probe
 from t2v_core.reference_head import fit_reference_head
-from t2v_core.sources import open_source
+from t2v_core.sources import each_image, open_source
 
 N_TASKS, SAMPLE = 1000, 6
 SPEC = HeadSpec(l2=(5e-5,))
@@ -37,7 +37,7 @@ def balanced_loss(features: np.ndarray, labels: np.ndarray, weight: np.ndarray, 
 def main() -> None:
     """Print two tables."""
     probe = load_probe("efficientnet_lite0", image_size=48)
-    raws = list(open_source("mnist_5k").images())
+    raws = list(each_image(open_source("mnist_5k")))
     images = np.stack([probe.transform.to_uint8(decode_image(r.read())) for r in raws])
     digits = np.array([str(r.labels["digit"]) for r in raws])
     x = extract_features(probe, images)

@@ -16,14 +16,14 @@ from t2v_core.config import EmbeddingSpec
 from t2v_core.embedding import embed_task
 from t2v_core.images import decode_image
 from t2v_core.probes import load_probe
-from t2v_core.sources import open_source
+from t2v_core.sources import each_image, open_source
 
 
 class Drawings:
     """A map-style dataset that decodes when asked."""
 
     def __init__(self, n: int) -> None:
-        self.raws = list(open_source("openmoji", pixels=224).images())
+        self.raws = list(each_image(open_source("openmoji", pixels=224)))
         self.n, self.seconds = n, 0.0
 
     def __len__(self) -> int:

@@ -14,11 +14,12 @@ from safetensors.numpy import load, save
 
 from flows._keys import ERROR_MATRIX, features_key
 from flows._store import Store
+from t2v_core.annotations import Annotations
 from t2v_core.config import FrozenModel
 from t2v_core.errors import StoreError
 from t2v_core.features import extract_features
 from t2v_core.images import ImageTransform, decode_image
-from t2v_core.library import Annotations
+from t2v_core.packing import ROWS_IN_GROUP
 from t2v_core.probes import Probe, load_probe
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
 
 CACHED_BYTES = 512 * 2**20
 """A source whose decoded images are smaller is kept decoded in the worker."""
-ROWS_IN_GROUP = 256
 
 
 class Extractor(FrozenModel):
@@ -60,7 +60,8 @@ def annotations(store_url: str, prefix: str) -> Annotations:
     """A packed source's annotation table."""
     record = source_record(store_url, prefix)
     table = Store(store_url).read_table(f"{prefix}/annotations.parquet")
-    return Annotations(record["name"], record["domain"], table.to_pandas())
+    taxonomy = {c: {v: tuple(place) for v, place in p.items()} for c, p in record["taxonomy"].items()}
+    return Annotations(record["name"], record["domain"], table, taxonomy)
 
 
 def weights_of(store_url: str, weights: str) -> str | dict[str, torch.Tensor]:

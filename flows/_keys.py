@@ -42,8 +42,12 @@ ERROR_MATRIX = "error_matrix/part-0.parquet"
 
 
 def source_prefix(spec: SourceSpec, revision: str) -> str:
-    """Folder of a packed source; `source.json` in it is written last."""
+    """Folder of a packed source; `source.json` in it is written last.
+
+    Where the data lie is no part of it: the revision tells the same data in another place.
+    """
     shaping = spec.model_dump(mode="json", exclude={"name", "optional"})
+    shaping["options"] = {k: v for k, v in shaping["options"].items() if k not in ("root", "path")}
     return f"sources/{readable(spec.name)}-{fingerprint('source', shaping, revision)}"
 
 

@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows._cluster import Cluster, shared_cluster
 from flows._data import Extractor, load_network
-from flows._pointers import read_pointer, write_pointer
+from flows._pointers import find_pointer, read_pointer, write_pointer
 from flows._progress import Progress
-from flows._settings import dask_address, store_url
+from flows._registered import configured
+from flows._settings import dask_address
 from flows._store import Store
-from t2v_core.config import PipelineConfig, load_config
+from t2v_core.config import PipelineConfig
 from t2v_core.errors import ComputeError, ConfigError, DataError, ProbeError, WeightsError
 from t2v_core.fisher import ESTIMATORS
 from t2v_core.probes import Probe
@@ -116,6 +117,10 @@ class Run:
         """Write down this config's newest result of a stage."""
         write_pointer(self.store, self.config.name, stage, value)
 
+    def last(self, stage: str) -> dict[str, Any]:
+        """Read it back; empty where the stage has not run yet."""
+        return find_pointer(self.store, self.config.name, stage) or {}
+
     def pointed(self, stage: str) -> dict[str, Any]:
         """Read it back.
 
@@ -132,9 +137,9 @@ def open_run(params: StageParams) -> Iterator[Run]:
     Raises:
         ConfigError: the config is wrong.
     """
-    config = load_config(params.config)
+    config, store = configured(params.config, params.store)
     with shared_cluster(dask_address(params.dask), params.workers) as cluster:
-        yield Run(config, Store(store_url(params.store, config.name)), cluster)
+        yield Run(config, store, cluster)
 
 
 _FINAL = (DataError, ConfigError, WeightsError, ProbeError, ComputeError)

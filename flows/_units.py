@@ -19,73 +19,21 @@ from safetensors.torch import save as save_torch
 from flows._data import Extractor, annotations, features, load_extractor, load_images, read_cells, weights_of
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
 from flows._store import Store
-from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec, SourceSpec
+from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec
 from t2v_core.embedding import embed_features
-from t2v_core.errors import SourceError
 from t2v_core.experts import ExpertSpec, TrainingData, train_expert
 from t2v_core.library import TaskSpec, resolve_task
 from t2v_core.matrix import ErrorMatrix, expert_vectors
 from t2v_core.model2vec import fit_model2vec, leave_one_task_out
-from t2v_core.packing import pack_source, write_parquet_bytes
 from t2v_core.probes import build_network, load_probe
 from t2v_core.records import EmbeddingTable, embedding_row
-from t2v_core.sources import open_source
 from t2v_core.transfer import cells_table, evaluate_block
 
-__all__ = ["compact_unit", "embed_unit", "evaluate_unit", "features_unit", "fit_unit", "pack_unit", "train_unit"]
-
-SHARD_ROWS = 2048
+__all__ = ["compact_unit", "embed_unit", "evaluate_unit", "features_unit", "fit_unit", "train_unit"]
 
 
 def _answer(key: str, wrote: bool, *messages: str) -> dict[str, Any]:
     return {"key": key, "wrote": wrote, "records": [(logging.INFO, m) for m in messages]}
-
-
-def pack_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Pack one source: shards, annotations, and its record last."""
-    spec, prefix = SourceSpec.model_validate(payload["source"]), payload["prefix"]
-    store, done = Store(store_url), f"{payload['prefix']}/source.json"
-    if store.exists(done):
-        return _answer(done, False)
-    source = open_source(spec.loader, **spec.options)
-    info = source.info
-    shards: list[dict[str, Any]] = []
-    tables: list[pa.Table] = []
-    rejects: list[dict[str, str]] = []
-    packed = pack_source(
-        source,
-        image_size=spec.image_size,
-        max_pixels=spec.max_pixels,
-        limit=spec.limit,
-        test_share=spec.test_share,
-        seed=spec.seed,
-        shard_rows=SHARD_ROWS,
-    )
-    for shard in packed:
-        key = f"{prefix}/shard-{shard.index:05d}.parquet"
-        store.replace(key, write_parquet_bytes(shard.table))
-        shards.append({"key": key, "rows": len(shard.table)})
-        tables.append(shard.table.drop_columns(["image"]))
-        rejects += [{"image_id": r.image_id, "reason": r.reason} for r in shard.rejects]
-    table = pa.concat_tables(tables)
-    if len(table) == 0:
-        first = f"{rejects[0]['image_id']}: {rejects[0]['reason']}" if rejects else "it has none"
-        raise SourceError(f"source {spec.name!r}: none of its {len(rejects)} images can be used ({first})")
-    store.replace(f"{prefix}/annotations.parquet", write_parquet_bytes(table))
-    record = {
-        "name": spec.name,
-        "domain": info.domain,
-        "licence": info.licence,
-        "homepage": info.homepage,
-        "revision": info.revision,
-        "max_pixels": spec.max_pixels,
-        "n_images": len(table),
-        "n_test": int(np.sum(np.array(table["split"].to_pylist()) == "test")),
-        "shards": shards,
-        "rejects": rejects,
-    }
-    wrote = store.put_json(done, record)
-    return _answer(done, wrote, f"{spec.name}: {len(table)} images packed, {len(rejects)} rejected")
 
 
 def features_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:

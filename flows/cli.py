@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_tasks import fetch_data, tasks_app
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
 
@@ -32,6 +33,8 @@ will do best on a new dataset? t2v embeds the dataset once and answers from dist
 Begin with **t2v run examples/demo.yaml**, then **t2v select FOLDER**.
 """,
 )
+app.add_typer(tasks_app, name="tasks")
+app.command("fetch")(fetch_data)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -101,11 +104,9 @@ def _show(summary: dict[str, Any]) -> None:
 def _finished(config_path: str, store: str) -> dict[str, Any] | None:
     """The result of exactly this config on exactly these data, where it is complete in the store."""
     from flows._keys import result_key
-    from flows._store import Store
-    from t2v_core.config import load_config
+    from flows._registered import configured
 
-    config = load_config(config_path)
-    place = Store(store_url(store, config.name))
+    config, place = configured(config_path, store)
     key = result_key(config)
     if not place.exists(key):
         return None
@@ -296,41 +297,6 @@ def embed(
         task = Path(path).name
         pq.write_table(embedding_row(task, "", fingerprint("query", task, e.probe), e), output)
         out.print(f"written to {output}")
-
-
-@app.command()
-def tasks(
-    config: ConfigArgument = "examples/demo.yaml",
-    store: StoreOption = "",
-    summary: Annotated[bool, typer.Option("--summary", help="Counts by source and kind only.")] = False,
-    skipped: Annotated[bool, typer.Option("--skipped", help="Also list the tasks that the data do not give.")] = False,
-) -> None:
-    """List the tasks of a pipeline's library (after its ingest stage has run)."""
-    from flows._pointers import read_pointer
-    from flows._store import Store
-    from t2v_core.config import load_config
-    from t2v_core.library import TaskLibrary
-
-    loaded = load_config(config)
-    place = Store(store_url(store, loaded.name))
-    pointer = read_pointer(place, loaded.name, "library")
-    library = TaskLibrary.from_table(place.read_table(pointer["manifest"]))
-    if not summary:
-        table = Table()
-        for column in ("task", "kind", "classes", "train", "test"):
-            table.add_column(column, justify="left" if column in ("task", "kind") else "right")
-        for t in library.tasks:
-            numbers = (len(t.spec.classes), sum(t.train_counts), sum(t.test_counts))
-            table.add_row(escape(t.task_id), t.spec.kind, *map(str, numbers))
-        out.print(table)
-    for source, members in library.by_source().items():
-        kinds = [t.spec.kind for t in members]
-        counts = ", ".join(f"{kinds.count(k)} {k}" for k in sorted(set(kinds)))
-        out.print(f"{source}: {len(members)} tasks ({counts})")
-    out.print(f"{len(library.tasks)} tasks in all, {len(pointer['skipped'])} skipped (--skipped lists them)")
-    if skipped:
-        for task_id, reason in pointer["skipped"]:
-            out.print(f"  {escape(task_id)}: {escape(reason)}", soft_wrap=True)
 
 
 @app.command()

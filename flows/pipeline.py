@@ -18,12 +18,21 @@ from flows.fit_model2vec import fit_model2vec
 from flows.ingest import ingest
 from flows.report import ReportParams, report
 from flows.train_experts import train_experts
-from t2v_core.config import load_config
 from t2v_core.evaluation import LEFT_OUT
 
 __all__ = ["STAGES", "PipelineParams", "pipeline"]
 
-STAGES = ["ingest", "probe features", "embed tasks", "train experts", "evaluate experts", "fit MODEL2VEC", "report"]
+STAGES = [
+    "annotations",
+    "pack images",
+    "ingest",
+    "probe features",
+    "embed tasks",
+    "train experts",
+    "evaluate experts",
+    "fit MODEL2VEC",
+    "report",
+]
 
 
 class PipelineParams(StageParams):
@@ -93,7 +102,7 @@ def pipeline(params: PipelineParams) -> dict[str, Any]:
         progress.advance()
     summary = _summary(params, stages)
     with open_run(params) as run:
-        run.store.replace_json(result_key(load_config(params.config)), summary)
+        run.store.replace_json(result_key(run.config), summary)
     create_markdown_artifact(_markdown(summary), key="pipeline-summary", description="What the pipeline found")
     if not any(s.done for s in stages):
         get_run_logger().info("nothing to do: every unit was in the store already")

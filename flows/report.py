@@ -76,8 +76,8 @@ def _tasks(run: Run, results: Results, choices: pd.DataFrame) -> pd.DataFrame:
 def _rejects(run: Run) -> list[tuple[str, str, str]]:
     out = []
     for name, prefix in run.pointed("sources")["sources"].items():
-        record = run.store.read_json(f"{prefix}/source.json")
-        out += [(name, r["image_id"], r["reason"]) for r in record["rejects"]]
+        rejects = run.store.read_table(f"{prefix}/rejects.parquet").to_pylist()
+        out += [(name, r["image_id"], r["reason"]) for r in rejects]
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from t2v_core.errors import ConfigError
+from t2v_core.errors import ConfigError, UnknownNameError
 
 __all__ = [
     "EmbeddingSpec",
@@ -18,6 +18,7 @@ __all__ = [
     "ExpertsSpec",
     "FrozenModel",
     "HeadSpec",
+    "LibraryFile",
     "LibrarySpec",
     "Model2VecSpec",
     "PipelineConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "VariationalSpec",
     "explain_validation_error",
     "load_config",
+    "load_library",
 ]
 
 
@@ -45,7 +47,7 @@ class SourceSpec(FrozenModel):
     name: str = Field(
         description="Name of the source; task ids begin with it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
     )
-    kind: str = Field("", description="Loader: openmoji, digits, mnist_5k, fashion_mnist, folder. Empty: the name.")
+    kind: str = Field("", description="Loader, see docs/data.md; empty: the name.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the loader, e.g. `path` of a folder.")
     image_size: int | None = Field(
         64,
@@ -57,6 +59,9 @@ class SourceSpec(FrozenModel):
     test_share: float = Field(0.4, gt=0, lt=1, description="Share of the groups that go to the test split.")
     optional: bool = Field(
         False, description="Leave the source out, with a word in the report, where its data are not found."
+    )
+    shard_rows: int = Field(
+        2048, ge=1, le=65_536, description="Images in one Parquet shard, which one worker packs; row groups hold 256."
     )
     max_pixels: int = Field(50_000_000, ge=1, description="Larger images are rejected before they are decoded.")
     seed: int = Field(0, description="Seed of the split and of the sample.")
@@ -72,10 +77,10 @@ class TaskRule(FrozenModel):
 
     source: str = Field(description="Source that the tasks are cut from.")
     label: str = Field(description="Annotation column that holds the classes.")
-    kind: Literal["multiclass", "one_vs_rest", "grouped"] = Field(
+    kind: Literal["multiclass", "one_vs_rest", "pairs", "grouped"] = Field(
         "multiclass",
         description="multiclass: one task over the column's values; one_vs_rest: one binary task per value; "
-        "grouped: one task over named groups of values.",
+        "pairs: one binary task per pair of values; grouped: one task over named groups of values.",
     )
     name: str = Field("", description="Name of a grouped task.")
     within: str = Field("", description="Annotation column: one task (or set of tasks) inside each of its values.")
@@ -85,6 +90,8 @@ class TaskRule(FrozenModel):
     values: list[str] = Field(default_factory=list, description="Values of the label to use; empty: all.")
     groups: dict[str, list[str]] = Field(default_factory=dict, description="grouped: class name to the values in it.")
     lineage: list[str] = Field(default_factory=list, description="Columns that give a task's place in the taxonomy.")
+    largest: int | None = Field(None, ge=1, description="Keep the N tasks with the most images; empty: all.")
+    max_images: int | None = Field(None, ge=4, description="Most images of a split; overrides the library's.")
     min_train: int | None = Field(None, ge=1, description="Fewest train images of a class; overrides the library's.")
     min_test: int | None = Field(None, ge=1, description="Fewest test images of a class; overrides the library's.")
 
@@ -104,9 +111,24 @@ class LibrarySpec(FrozenModel):
     min_train: int = Field(8, ge=2, description="A class with fewer train images is left out of its task.")
     min_test: int = Field(4, ge=1, description="A class with fewer test images is left out of its task.")
     max_per_class: int = Field(400, ge=2, description="At most this many images of a class and split.")
+    max_images: int | None = Field(
+        None, ge=4, description="At most this many images of a split, the largest classes cut down first; empty: all."
+    )
     max_ratio: float = Field(3.0, ge=1, description="A class has at most this many times the images of the smallest.")
     max_classes: int = Field(50, ge=2, description="The largest classes up to this number are kept.")
     seed: int = Field(0, description="Seed of the sample of images.")
+
+
+class LibraryFile(FrozenModel):
+    """A task library by itself: sources and rules, for several pipelines to use. `paper` and `rehearsal` come along."""
+
+    name: str = Field(description="Name of the library.")
+    description: str = Field("", description="What it is, for people.")
+    sources: list[SourceSpec] = Field(min_length=1, description="Datasets that tasks are cut from.")
+    library: LibrarySpec = Field(description="Rules that cut the tasks.")
+    expected: dict[str, int] = Field(
+        default_factory=dict, description="Tasks that each source gives when its data are complete."
+    )
 
 
 class ProbeSpec(FrozenModel):
@@ -269,6 +291,10 @@ class PipelineConfig(FrozenModel):
     name: str = Field(
         description="Name of the run; the default store is `runs/NAME`.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
     )
+    use: str = Field(
+        "", description="Library to take sources and rules from: paper, rehearsal, or a YAML file with both."
+    )
+    data: str = Field("~/.cache/t2v", description="Folder that {data} in a used library's options stands for.")
     sources: list[SourceSpec] = Field(min_length=1, description="Datasets that tasks are cut from.")
     library: LibrarySpec = Field(description="Rules that cut the tasks.")
     probe: ProbeSpec = Field(ProbeSpec(), description="The network that embeds.")
@@ -280,6 +306,19 @@ class PipelineConfig(FrozenModel):
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="A stage that loses more than this share of its units ends Failed."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _used(cls, content: Any) -> Any:
+        """Sources and rules of the library in use, before those of the file itself."""
+        if not isinstance(content, dict) or not content.get("use"):
+            return content
+        used = load_library(str(content["use"]), str(content.get("data", "~/.cache/t2v"))).model_dump(mode="json")
+        own = content.get("library") or {}
+        rules = [*used["library"]["rules"], *own.get("rules", [])]
+        merged = {**used["library"], **own, "rules": rules}
+        # What was merged is whole: a copy of the model must not merge it again.
+        return {**content, "use": "", "sources": [*used["sources"], *content.get("sources", [])], "library": merged}
 
     @model_validator(mode="after")
     def _names_resolve(self) -> PipelineConfig:
@@ -332,12 +371,7 @@ def explain_validation_error(error: ValidationError, model: type[BaseModel], whe
     return ConfigError(f"{where}: " + "; ".join(lines))
 
 
-def load_config(path: str | Path) -> PipelineConfig:
-    """Read and validate a YAML configuration.
-
-    Raises:
-        ConfigError: the file is missing, not YAML, or does not fit; every problem is named.
-    """
+def _read_yaml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no configuration at {str(path)!r}; wanted a YAML file such as examples/demo.yaml")
@@ -347,7 +381,50 @@ def load_config(path: str | Path) -> PipelineConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, wanted a mapping of keys; see examples/demo.yaml")
+    return content
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read and validate a YAML configuration.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or does not fit; every problem is named.
+    """
+    content = _read_yaml(path)
     try:
         return PipelineConfig.model_validate(content)
     except ValidationError as error:
         raise explain_validation_error(error, PipelineConfig, str(path)) from error
+
+
+def _placed(value: Any, data: str) -> Any:
+    """Options with the folder of the data filled in."""
+    if isinstance(value, str):
+        return value.replace("{data}", data)
+    if isinstance(value, dict):
+        return {k: _placed(v, data) for k, v in value.items()}
+    return [_placed(v, data) for v in value] if isinstance(value, list) else value
+
+
+def load_library(name: str, data: str = "~/.cache/t2v") -> LibraryFile:
+    """A task library by name (``paper``, ``rehearsal``) or from a YAML file.
+
+    Args:
+        name: of a library that comes along, or a path.
+        data: folder that ``{data}`` in the sources' options stands for.
+
+    Raises:
+        ConfigError: no such library, not YAML, or it does not fit.
+    """
+    packaged = Path(__file__).parent / "libraries"
+    names = sorted(path.stem for path in packaged.glob("*.yaml"))
+    if name not in names and not name.endswith((".yaml", ".yml")):
+        raise UnknownNameError("library", name, names)
+    path = packaged / f"{name}.yaml" if name in names else Path(name)
+    content = _read_yaml(path)
+    if isinstance(content.get("sources"), list):
+        content["sources"] = _placed(content["sources"], data)
+    try:
+        return LibraryFile.model_validate(content)
+    except ValidationError as error:
+        raise explain_validation_error(error, LibraryFile, str(path)) from error

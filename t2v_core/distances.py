@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
 from t2v_core.pairs import pair_matrix
@@ -30,6 +31,7 @@ __all__ = [
     "symmetric_distance",
     "symmetric_matrix",
     "taxonomic_distance",
+    "taxonomic_matrix",
     "transfer_distance",
 ]
 
@@ -222,6 +224,66 @@ def taxonomic_distance(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -
         return shared
 
     return min(depth - common(x, y) for x in a for y in b)
+
+
+def taxonomic_matrix(tasks: Sequence[Sequence[Sequence[str]]]) -> NDArray[np.float64]:
+    """D_tax between all tasks: min over pairs of their classes of the levels up to the common ancestor (Sect. 2).
+
+    Taxonomies of several sources are joined where their names meet: a lineage that begins with a name that stands
+    inside another lineage is hung below it. For lineages of different lengths a pair counts the levels of the longer.
+
+    Args:
+        tasks: the lineages of each task's classes, from the root down, the class itself last; empty lineages (a class
+            of all other values) do not count.
+
+    Returns:
+        ``[T, T]``, 0 where two tasks share a class; NaN in the rows and columns of a task without any lineage.
+
+    Raises:
+        DataError: a name stands below itself, once the taxonomies are joined.
+    """
+    joined = [[tuple(c) for c in classes if c] for classes in tasks]
+    above = _above({c for classes in joined for c in classes})
+    joined = [[(*above.get(c[0], ()), *c) for c in classes] for classes in joined]
+    # For each prefix, the tasks below it with the length of their shortest lineage there. The levels up from two
+    # lineages to a prefix they share are never fewer than up to their last common ancestor, which is one of them.
+    below: dict[tuple[str, ...], dict[int, int]] = {(): {}}
+    for t, classes in enumerate(joined):
+        for c in classes:
+            for depth in range(len(c) + 1):
+                found = below.setdefault(c[:depth], {})
+                found[t] = min(found.get(t, len(c)), len(c))
+    out = np.full((len(tasks), len(tasks)), np.inf)
+    for prefix, found in below.items():
+        rows = np.fromiter(found, np.int64, len(found))
+        lengths = np.fromiter(found.values(), np.int64, len(found))
+        where = np.ix_(rows, rows)
+        out[where] = np.minimum(out[where], np.maximum.outer(lengths, lengths) - len(prefix))
+    out[np.isinf(out)] = np.nan
+    return out
+
+
+def _above(lineages: set[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """For the root of each taxonomy, what stands above that name in another one."""
+    roots = {c[0] for c in lineages}
+    above: dict[str, tuple[str, ...]] = {}
+    for c in sorted(lineages):
+        for depth, name in enumerate(c):
+            if depth and name in roots and len(above.get(name, ())) < depth:
+                above[name] = c[:depth]
+    for root in above:
+        seen, name = {root}, root
+        while name in above:
+            name = above[name][0]
+            if name in seen:
+                raise DataError(f"{root!r} stands below itself: taxonomies name it both above and below {name!r}")
+            seen.add(name)
+    return {root: _whole(root, above) for root in above}
+
+
+def _whole(root: str, above: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    path = above[root]
+    return (*_whole(path[0], above), *path) if path[0] in above else path
 
 
 def transfer_distance(transferred: Sequence[float], direct: Sequence[float]) -> float:

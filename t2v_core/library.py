@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import Field
 
-from t2v_core.config import FrozenModel, LibrarySpec, TaskRule
-from t2v_core.errors import ConfigError, DataError, TaskError
-from t2v_core.fingerprints import fingerprint, name_rank
+from t2v_core.annotations import Annotations, LabelColumn
+from t2v_core.config import FrozenModel
+from t2v_core.errors import DataError, TaskError
+from t2v_core.fingerprints import fingerprint
 
-__all__ = ["Annotations", "SkippedTask", "Task", "TaskLibrary", "TaskRows", "TaskSpec", "build_library", "resolve_task"]
+__all__ = [
+    "REST",
+    "SkippedTask",
+    "Task",
+    "TaskLibrary",
+    "TaskRows",
+    "TaskSpec",
+    "compare_libraries",
+    "resolve_task",
+    "task_fingerprint",
+]
 
 REST = "rest"
 """Name of the class of all other values."""
@@ -36,44 +46,13 @@ class TaskSpec(FrozenModel):
     )
     where: tuple[tuple[str, tuple[str, ...]], ...] = Field((), description="Row filter: column and its allowed values.")
     lineage: tuple[str, ...] = Field((), description="Place in the taxonomy, from the root down.")
+    class_lineage: tuple[tuple[str, ...], ...] = Field(
+        (), description="Each class's own place in the taxonomy, itself last; empty for a class of several values."
+    )
     max_per_class: int = Field(description="Most images of a class and split.")
     max_ratio: float = Field(description="Most times the images of the smallest class.")
+    max_images: int | None = Field(None, description="Most images of a split, in all classes together.")
     seed: int = Field(description="Seed of the sample.")
-
-
-@dataclass(frozen=True, eq=False)
-class Annotations:
-    """A packed source's annotation table, without the images."""
-
-    source: str
-    domain: str
-    table: pd.DataFrame
-    """One row an image, in the order of the shards: image_id, group, split, digest, and the label columns."""
-
-    @cached_property
-    def order(self) -> np.ndarray:
-        """A random rank of each image that depends on its id alone, so that new images disturb no sample."""
-        return np.array([name_rank(i) for i in self.table["image_id"].tolist()], np.uint64)
-
-    @cached_property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Label columns as arrays of strings, "" where there is no value."""
-        out = {}
-        for name in self.table.columns:
-            column = self.table[name]
-            text = column.astype(object).where(column.notna(), "")
-            out[name] = np.array([str(v).lower() if isinstance(v, bool) else str(v) for v in text], dtype=object)
-        return out
-
-    def column(self, name: str) -> np.ndarray:
-        """One label column.
-
-        Raises:
-            ConfigError: no such column.
-        """
-        if name not in self.columns:
-            raise ConfigError(f"source {self.source!r} has no column {name!r}; its columns: {', '.join(self.columns)}")
-        return self.columns[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,20 +182,56 @@ class TaskLibrary:
         return out
 
 
-def _capped(of_class: list[np.ndarray], spec: TaskSpec) -> list[np.ndarray]:
+def compare_libraries(old: TaskLibrary, new: TaskLibrary) -> dict[str, list[str]]:
+    """Ids of the tasks that are ``new``, ``changed`` (other images, labels or splits) and ``removed``."""
+    before, after = ({t.task_id: t.fingerprint for t in library.tasks} for library in (old, new))
+    return {
+        "new": [t for t in after if t not in before],
+        "changed": [t for t, f in after.items() if t in before and before[t] != f],
+        "removed": [t for t in before if t not in after],
+    }
+
+
+def _levelled(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """The largest sizes brought down to one level, so that they sum to ``total`` at most."""
+    if sizes.sum() <= total:
+        return sizes
+    ascending = np.sort(sizes)
+    left, n = total, len(sizes)
+    for i, size in enumerate(ascending):
+        if size * (n - i) > left:
+            return np.minimum(sizes, left // (n - i))
+        left -= int(size)
+    return sizes
+
+
+def _capped(of_class: list[NDArray[np.int64]], spec: TaskSpec) -> list[NDArray[np.int64]]:
     smallest = min((len(rows) for rows in of_class if len(rows)), default=0)
     limit = min(spec.max_per_class, max(1, int(smallest * spec.max_ratio)))
-    return [rows[:limit] for rows in of_class]
+    sizes = np.array([min(len(rows), limit) for rows in of_class], np.int64)
+    if spec.max_images is not None:
+        sizes = _levelled(sizes, spec.max_images)
+    return [rows[:size] for rows, size in zip(of_class, sizes, strict=True)]
 
 
-def _class_index(column: np.ndarray, spec: TaskSpec) -> np.ndarray:
-    """Class of each row, -1 for none."""
-    lookup = {value: c for c, values in enumerate(spec.values) for value in values}
+def _class_index(
+    column: LabelColumn, spec: TaskSpec, unknown: Callable[[Iterable[str]], NDArray[np.bool_]]
+) -> NDArray[np.int64]:
+    """Class of each row, -1 for none: no value, values of two classes, or undecided."""
+    index = np.full(len(column.known), -1, np.int64)
     rest = next((c for c, values in enumerate(spec.values) if not values), -1)
-    index = pd.Series(column).map(lookup).fillna(-1).to_numpy(np.int64)
+    several = np.zeros(len(index), bool)
+    for c, values in enumerate(spec.values):
+        for value in values:
+            rows = column.rows_of(value)
+            if column.multi:
+                several[rows] |= (index[rows] >= 0) & (index[rows] != c)
+            index[rows] = c
     if rest >= 0:
-        index = np.where((index < 0) & (column != ""), rest, index)
-    return np.asarray(index)
+        asked = [value for values in spec.values for value in values]
+        index[(index < 0) & column.known & ~unknown(asked)] = rest
+    index[several] = -1
+    return index
 
 
 def resolve_task(spec: TaskSpec, annotations: Annotations) -> TaskRows:
@@ -226,184 +241,34 @@ def resolve_task(spec: TaskSpec, annotations: Annotations) -> TaskRows:
         ConfigError: a column that the source does not have.
         TaskError: no rows.
     """
-    keep = np.ones(len(annotations.table), bool)
+    index = _class_index(annotations.column(spec.label), spec, lambda values: annotations.unknown(spec.label, values))
     for name, allowed in spec.where:
-        keep &= np.isin(annotations.column(name), list(allowed))
-    index = np.where(keep, _class_index(annotations.column(spec.label), spec), -1)
-    is_test = annotations.columns["split"] == "test"
-    order = np.argsort(annotations.order ^ np.uint64(spec.seed * 0x9E3779B97F4A7C15 % 2**64), kind="stable")
-    picked: list[np.ndarray] = []
-    for side in (False, True):
-        ordered = order[is_test[order] == side]
-        of_class = [ordered[index[ordered] == c] for c in range(len(spec.classes))]
-        picked.extend(_capped(of_class, spec))
-    rows = np.concatenate(picked) if picked else np.empty(0, np.int64)
+        index[~annotations.column(name).mask(allowed)] = -1
+    parts: list[NDArray[np.int64]] = []
+    for ordered in annotations.order(spec.seed):
+        own = index[ordered]
+        inside = np.flatnonzero(own >= 0)
+        by_class = inside[np.argsort(own[inside], kind="stable")]
+        counts = np.bincount(own[inside], minlength=len(spec.classes))
+        picked = _capped(np.split(by_class, np.cumsum(counts)[:-1]) if len(counts) else [], spec)
+        parts.append(ordered[np.sort(np.concatenate(picked))] if picked else ordered[:0])
+    rows = np.concatenate(parts)
     if len(rows) == 0:
         raise TaskError(f"{spec.task_id}: no image fits; check the rule's where, within and values")
-    position = np.empty(len(order), np.int64)
-    position[order] = np.arange(len(order))
-    rows = rows[np.argsort(position[rows], kind="stable")]
-    return TaskRows(rows, index[rows], is_test[rows], annotations.columns["group"][rows])
+    key = annotations.image_ranks[rows] ^ np.uint64(spec.seed * 0x9E3779B97F4A7C15 % 2**64)
+    rows = rows[np.argsort(key, kind="stable")]
+    return TaskRows(rows, index[rows], annotations.test[rows], annotations.groups[rows])
 
 
-def _task_fingerprint(spec: TaskSpec, rows: TaskRows, annotations: Annotations) -> str:
+def task_fingerprint(spec: TaskSpec, rows: TaskRows, annotations: Annotations) -> str:
+    """Hash of a task's query and of every image, label, split and group in it. Its place in a taxonomy is no part."""
     digest = hashlib.sha256()
-    names = annotations.columns["digest"]
-    for row, label, test, group in zip(rows.rows, rows.labels, rows.test, rows.groups, strict=True):
-        digest.update(f"{names[row]}:{label}:{int(test)}:{group};".encode())
-    return fingerprint(spec, digest.hexdigest())
-
-
-def _counted(values: np.ndarray) -> list[str]:
-    """Distinct values, the most frequent first, then by name; "" is no value."""
-    unique, counts = np.unique(values[values != ""], return_counts=True)
-    return [str(v) for _, v in sorted(zip(-counts, unique, strict=True))]
-
-
-def _lineage(rule: TaskRule, own: np.ndarray, annotations: Annotations) -> tuple[str, ...]:
-    out: list[str] = []
-    for name in rule.lineage:
-        values = np.unique(annotations.column(name)[own])
-        if len(values) != 1 or values[0] == "":
-            break
-        out.append(str(values[0]))
-    return tuple(out)
-
-
-def _candidates(rule: TaskRule, library: LibrarySpec, annotations: Annotations) -> Iterator[TaskSpec]:
-    """The tasks that a rule asks for, before it is known whether the data give them."""
-    base: dict[str, object] = {
-        "source": rule.source,
-        "domain": annotations.domain,
-        "label": rule.label,
-        "max_per_class": library.max_per_class,
-        "max_ratio": library.max_ratio,
-        "seed": library.seed,
-    }
-    label = annotations.column(rule.label)
-    fixed = tuple((name, tuple(values)) for name, values in rule.where.items())
-    keep = np.ones(len(label), bool)
-    for name, allowed in fixed:
-        keep &= np.isin(annotations.column(name), list(allowed))
-    scopes: list[str] = _counted(annotations.column(rule.within)[keep]) if rule.within else [""]
-    if not scopes:  # nothing fits the filter: one task to say so
-        yield TaskSpec(
-            task_id=f"{rule.source}/{rule.within}=?/{rule.label}",
-            kind=rule.kind,
-            classes=(),
-            values=(),
-            where=fixed,
-            **base,
-        )
-    for scope in scopes:
-        inside = keep & (annotations.column(rule.within) == scope) if rule.within else keep
-        where = (*fixed, (rule.within, (scope,))) if rule.within else fixed
-        prefix = f"{rule.source}/{rule.within}={scope}/" if rule.within else f"{rule.source}/"
-        if not rule.within and rule.where:
-            prefix += "+".join(f"{n}={','.join(v)}" for n, v in rule.where.items()) + "/"
-        values = [v for v in _counted(label[inside]) if not rule.values or v in rule.values]
-        if rule.kind == "grouped":
-            names, members = tuple(rule.groups), tuple(tuple(v) for v in rule.groups.values())
-            own = inside & np.isin(label, [v for m in members for v in m])
-            yield TaskSpec(
-                task_id=prefix + rule.name,
-                kind="binary" if len(names) == 2 else "multiclass",
-                classes=names,
-                values=members,
-                where=where,
-                lineage=_lineage(rule, own, annotations),
-                **base,
-            )
-        elif rule.kind == "multiclass":
-            names = tuple(values[: library.max_classes])
-            yield TaskSpec(
-                task_id=prefix + rule.label,
-                kind="multiclass",
-                classes=names,
-                values=tuple((v,) for v in names),
-                where=where,
-                lineage=_lineage(rule, inside & np.isin(label, list(names)), annotations),
-                **base,
-            )
-        else:
-            # A value that was asked for and is not there is a task that is skipped, with the reason.
-            absent = [] if rule.within else [v for v in rule.values if v not in values] or ([] if values else ["?"])
-            for value in [*values, *absent]:
-                yield TaskSpec(
-                    task_id=f"{prefix}{rule.label}={value}",
-                    kind="binary",
-                    classes=(value, REST),
-                    values=((value,), ()),
-                    where=where,
-                    lineage=_lineage(rule, inside & (label == value), annotations),
-                    **base,
-                )
-
-
-def _fitting(spec: TaskSpec, rule: TaskRule, library: LibrarySpec, annotations: Annotations) -> Task:
-    """The task with its too small classes left out.
-
-    Raises:
-        TaskError: fewer than two classes are left.
-    """
-    fewest_train = rule.min_train or library.min_train
-    fewest_test = rule.min_test or library.min_test
-    for attempt in (0, 1):
-        rows = resolve_task(spec, annotations)
-        c = len(spec.classes)
-        train = np.bincount(rows.labels[~rows.test], minlength=c)
-        test = np.bincount(rows.labels[rows.test], minlength=c)
-        # The cap follows the smallest class, so judge a multiclass task's classes before it.
-        big = (train >= fewest_train) & (test >= fewest_test)
-        if attempt == 0 and spec.kind == "multiclass":
-            free = resolve_task(spec.model_copy(update={"max_ratio": 1e9}), annotations)
-            big = (np.bincount(free.labels[~free.test], minlength=c) >= fewest_train) & (
-                np.bincount(free.labels[free.test], minlength=c) >= fewest_test
-            )
-        if big.all():
-            break
-        if big.sum() < 2 or spec.kind == "binary":
-            small = [f"{spec.classes[k]} {train[k]}/{test[k]}" for k in np.flatnonzero(~big)[:3]]
-            raise TaskError(
-                f"{int(big.sum())} of {c} classes have {fewest_train} train and {fewest_test} test images "
-                f"(too small: {', '.join(small)}); a task needs two"
-            )
-        spec = spec.model_copy(
-            update={
-                "classes": tuple(np.array(spec.classes, object)[big]),
-                "values": tuple(v for v, k in zip(spec.values, big, strict=True) if k),
-            }
-        )
-    else:
-        raise TaskError(f"no set of classes with {fewest_train} train and {fewest_test} test images each")
-    if len(spec.classes) < 2:
-        raise TaskError(f"one class only ({spec.classes[0]!r}); a task needs two")
-    if len(spec.classes) == 2 and spec.kind != "binary":
-        spec = spec.model_copy(update={"kind": "binary"})
-    return Task(spec, tuple(map(int, train)), tuple(map(int, test)), _task_fingerprint(spec, rows, annotations))
-
-
-def build_library(library: LibrarySpec, sources: Mapping[str, Annotations]) -> TaskLibrary:
-    """All tasks that the rules cut from the sources; those that do not fit are listed with the reason.
-
-    Rules of sources that are not given (optional ones that were not found) are passed over.
-
-    Raises:
-        ConfigError: a column that a source does not have, or two tasks of one name.
-    """
-    tasks: dict[str, Task] = {}
-    skipped: list[SkippedTask] = []
-    for rule in library.rules:
-        annotations = sources.get(rule.source)
-        if annotations is None:
-            continue
-        for spec in _candidates(rule, library, annotations):
-            if spec.task_id in tasks:
-                raise ConfigError(
-                    f"two rules make a task {spec.task_id!r}; give one of them another `name` or `within`"
-                )
-            try:
-                tasks[spec.task_id] = _fitting(spec, rule, library, annotations)
-            except TaskError as error:
-                skipped.append(SkippedTask(spec.task_id, str(error)))
-    return TaskLibrary(tuple(tasks.values()), tuple(skipped))
+    for array in (
+        annotations.contents[rows.rows],
+        rows.labels.astype("<i4"),
+        rows.test.astype("u1"),
+        annotations.group_ranks[rows.rows].astype("<u8"),
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    shaping = spec.model_dump(mode="json", exclude={"lineage", "class_lineage"})
+    return fingerprint(shaping, digest.hexdigest())

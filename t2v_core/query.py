@@ -14,7 +14,7 @@ from t2v_core.features import extract_features
 from t2v_core.fingerprints import name_rank
 from t2v_core.images import decode_image
 from t2v_core.probes import Probe
-from t2v_core.sources import open_source
+from t2v_core.sources import each_image, open_source
 
 __all__ = ["EmbeddedFolder", "embed_folder"]
 
@@ -54,7 +54,7 @@ def embed_folder(
         TaskError: fewer than two classes with images that can be used.
     """
     source = open_source("folder", path=path)
-    raws = sorted(source.images(), key=lambda r: (str(r.labels["label"]), name_rank(r.image_id)))
+    raws = sorted(each_image(source), key=lambda r: (str(r.labels["label"]), name_rank(r.image_id)))
     by_class: dict[str, list[np.ndarray]] = {}
     rejects: list[tuple[str, str]] = []
     for done, raw in enumerate(raws, start=1):

@@ -7,19 +7,21 @@ from collections.abc import Callable
 
 from t2v_core.errors import ConfigError
 from t2v_core.registry import Registry
-from t2v_core.sources.base import LabelValue, RawImage, Source, SourceInfo
+from t2v_core.sources.base import LabelValue, RawImage, Row, Source, SourceInfo, each_image
 from t2v_core.sources.digits import DigitsSource
+from t2v_core.sources.emoji_set import EmojiSetSource
 from t2v_core.sources.fashion_mnist import FashionMnistSource
 from t2v_core.sources.folder import FolderSource
 from t2v_core.sources.mnist_5k import Mnist5kSource
 from t2v_core.sources.openmoji import OpenMojiSource
 
-__all__ = ["SOURCES", "LabelValue", "RawImage", "Source", "SourceInfo", "open_source"]
+__all__ = ["SOURCES", "LabelValue", "RawImage", "Row", "Source", "SourceInfo", "each_image", "open_source"]
 
 SOURCES: Registry[Callable[..., Source]] = Registry("source")
 """Kind of source to its factory; the factory's parameters are the options of that kind."""
 
 SOURCES.add("digits", DigitsSource)
+SOURCES.add("emoji_set", EmojiSetSource)
 SOURCES.add("fashion_mnist", FashionMnistSource)
 SOURCES.add("folder", FolderSource)
 SOURCES.add("mnist_5k", Mnist5kSource)

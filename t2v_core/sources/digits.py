@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from t2v_core.images import encode_png
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.sources.base import Row, SourceInfo, annotation_table
 
 __all__ = ["DigitsSource"]
 
@@ -30,11 +31,20 @@ class DigitsSource:
             label_columns=("digit",),
         )
 
-    def images(self) -> Iterator[RawImage]:
-        """In the order of the set; 0 is black, 16 (the strongest ink) is white."""
+    @cached_property
+    def _data(self) -> Any:
         from sklearn.datasets import load_digits
 
-        data = load_digits()
-        pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
-        for index, (image, digit) in enumerate(zip(pixels, data.target, strict=True)):
-            yield RawImage(f"{index:04d}", partial(encode_png, image), {"digit": str(digit)})
+        return load_digits()
+
+    def annotations(self) -> pa.Table:
+        """In the order of the set."""
+        rows = (Row(f"{index:04d}", {"digit": str(digit)}) for index, digit in enumerate(self._data.target))
+        return annotation_table(rows, ("digit",), "digits")
+
+    def read(self, locator: str) -> bytes:
+        """One digit; 0 is black, 16 (the strongest ink) is white."""
+        return encode_png(np.rint(self._data.images[int(locator)] * (255 / 16)).astype(np.uint8))
+
+    def check_images(self) -> None:
+        """They are part of the package."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from t2v_core.errors import SourceError
 from t2v_core.fingerprints import digest_bytes, fingerprint
 from t2v_core.images import encode_png
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.sources.base import Row, SourceInfo, annotation_table
 
 __all__ = ["ITEMS", "FashionMnistSource"]
 
@@ -63,16 +63,26 @@ class FashionMnistSource:
             label_columns=("item",),
         )
 
-    def images(self) -> Iterator[RawImage]:
+    def annotations(self) -> pa.Table:
         """Training images, then test images, in the order of the files.
 
         Raises:
             SourceError: the files are not there, or not what they should be.
         """
-        for split, images, labels in self._parts:
-            for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-                name = f"{split}-{index:05d}"
-                yield RawImage(name, partial(encode_png, pixels), {"item": ITEMS[label]}, split=split)
+        rows = (
+            Row(f"{split}-{index:05d}", {"item": ITEMS[label]}, split=split)
+            for split, _, labels in self._parts
+            for index, label in enumerate(labels)
+        )
+        return annotation_table(rows, ("item",), "fashion_mnist")
+
+    def read(self, locator: str) -> bytes:
+        """One image, white on black."""
+        split, _, index = locator.partition("-")
+        return encode_png(next(part for part in self._parts if part.split == split).images[int(index)])
+
+    def check_images(self) -> None:
+        """They were read to tell the revision."""
 
 
 def _find(root: str | Path | None) -> Path:

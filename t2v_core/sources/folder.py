@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from t2v_core.errors import ImageError, SourceError
+import pyarrow as pa
+
+from t2v_core.errors import ConfigError, SourceError
 from t2v_core.fingerprints import fingerprint
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.sources.base import Row, SourceInfo, annotation_table, read_file
 
 __all__ = ["FolderSource"]
 
 _SPLITS = {"train": "train", "test": "test", "val": "test"}
-_MAX_BYTES = 512 * 2**20
 
 
 class _File(NamedTuple):
@@ -33,8 +35,9 @@ class _File(NamedTuple):
 class FolderSource:
     """``path/CLASS/IMAGE``, ``path/CLASS/SUBCLASS/IMAGE``, or the same below ``path/train`` and ``path/test``.
 
-    Every file in a subfolder is taken for an image, whatever its extension, and is rejected later if it is none.
-    Hidden files, files outside any subfolder and links that leave the folder are passed over.
+    Every file in a subfolder is taken for an image, whatever its extension, and is rejected later if it is none;
+    with ``extensions``, only files that end in one of them. Hidden files, files outside any subfolder and links that
+    leave the folder are passed over.
     """
 
     path: str | Path
@@ -45,6 +48,18 @@ class FolderSource:
     """What the images look like, in a word."""
     licence: str = "unknown"
     """Licence of the images."""
+    extensions: Sequence[str] = ()
+    """Endings of the files to take, such as ``[png, jpg]``, in any case; empty: all files."""
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.extensions, (list, tuple))
+        if not listed or not all(isinstance(ending, str) and ending.strip(".") for ending in self.extensions):
+            raise ConfigError(f"source 'folder': extensions is {self.extensions!r}; wanted a list such as [png, jpg]")
+        object.__setattr__(self, "extensions", tuple(self.extensions))
+
+    @property
+    def _asked(self) -> str:
+        return f" that ends in {' or '.join(self.extensions)}" if self.extensions else ""
 
     @cached_property
     def _files(self) -> tuple[_File, ...]:
@@ -56,12 +71,15 @@ class FolderSource:
             found = [file for file in _walk(root, root, (), frozenset({root})) if len(file.parts) > 1]
         except OSError as error:
             raise SourceError(f"folder: cannot list {root}: {error}; make it readable") from error
+        if self.extensions:
+            endings = tuple("." + ending.lower().removeprefix(".") for ending in self.extensions)
+            found = [file for file in found if file.parts[-1].lower().endswith(endings)]
         tops = {file.parts[0] for file in found}
         if "train" in tops and len(tops) > 1 and tops <= _SPLITS.keys():
             found = [file._replace(split=_SPLITS[file.parts[0]]) for file in found if len(file.parts) > 2]
         if not found:
             raise SourceError(
-                f"folder: no file in a subfolder of {root}; wanted CLASS/IMAGE, or train/CLASS/IMAGE and "
+                f"folder: no file{self._asked} in a subfolder of {root}; wanted CLASS/IMAGE, or train/CLASS/IMAGE and "
                 "test/CLASS/IMAGE (hidden files and links that leave the folder do not count)"
             )
         return tuple(found)
@@ -83,16 +101,30 @@ class FolderSource:
             label_columns=("label",),
         )
 
-    def images(self) -> Iterator[RawImage]:
+    def annotations(self) -> pa.Table:
         """In the order of their paths; the label is the path of the subfolder, ``/`` between its levels.
 
         Raises:
             SourceError: no such folder, or nothing in a subfolder of it.
         """
-        for file in self._files:
-            lineage = file.parts[1:-1] if file.split else file.parts[:-1]
-            read = partial(_read, file.path, file.size)
-            yield RawImage("/".join(file.parts), read, {"label": "/".join(lineage)}, split=file.split)
+        root = Path(self.path).expanduser().resolve()
+        rows = (
+            Row(
+                "/".join(file.parts),
+                {"label": "/".join(file.parts[1:-1] if file.split else file.parts[:-1])},
+                locator=quote_from_bytes(os.fsencode(file.path.relative_to(root)), safe="/ "),
+                split=file.split,
+            )
+            for file in self._files
+        )
+        return annotation_table(rows, ("label",), self.info.name)
+
+    def read(self, locator: str) -> bytes:
+        """One file; names are quoted, as they may be no valid text."""
+        return read_file(Path(self.path).expanduser().resolve(), os.fsdecode(unquote_to_bytes(locator)))
+
+    def check_images(self) -> None:
+        """They were listed."""
 
 
 def _walk(folder: Path, root: Path, parts: tuple[str, ...], above: frozenset[Path]) -> Iterator[_File]:
@@ -109,9 +141,3 @@ def _walk(folder: Path, root: Path, parts: tuple[str, ...], above: frozenset[Pat
         elif real.is_file():
             stat = real.stat()
             yield _File(path, below, stat.st_size, stat.st_mtime_ns)
-
-
-def _read(path: Path, size: int) -> bytes:
-    if size > _MAX_BYTES:
-        raise ImageError(f"the file has {size} bytes; images of at most {_MAX_BYTES} are read")
-    return path.read_bytes()

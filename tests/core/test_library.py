@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from t2v_core.annotations import Annotations
 from t2v_core.config import LibrarySpec, TaskRule
 from t2v_core.errors import ConfigError, DataError, TaskError
-from t2v_core.images import encode_png
-from t2v_core.library import Annotations, TaskLibrary, TaskSpec, build_library, resolve_task
-from t2v_core.packing import pack_source
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.library import TaskLibrary, TaskSpec, resolve_task
+from t2v_core.packing import plan_source
+from t2v_core.rules import build_library
+from t2v_core.sources.base import Row, SourceInfo, annotation_table
 
 
 def table(counts: dict[Any, tuple[int, int]], column: str = "kind", **same: Any) -> pd.DataFrame:
@@ -30,7 +31,8 @@ def table(counts: dict[Any, tuple[int, int]], column: str = "kind", **same: Any)
 
 
 def annotations(*frames: pd.DataFrame) -> Annotations:
-    return Annotations("s", "noise", pd.concat(frames, ignore_index=True))
+    frame = pd.concat(frames, ignore_index=True).assign(group=lambda f: f["group"].astype(str))
+    return Annotations("s", "noise", pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def library(a: Annotations, *rules: dict[str, Any], **settings: Any) -> TaskLibrary:
@@ -42,7 +44,7 @@ def library(a: Annotations, *rules: dict[str, Any], **settings: Any) -> TaskLibr
 
 
 def ids(spec: TaskSpec, a: Annotations) -> list[str]:
-    return a.table["image_id"].to_numpy()[resolve_task(spec, a).rows].tolist()
+    return np.array(a.table["image_id"].to_pylist())[resolve_task(spec, a).rows].tolist()
 
 
 def test_multiclass() -> None:
@@ -55,7 +57,7 @@ def test_multiclass() -> None:
     rows = resolve_task(task.spec, a)
     assert len(set(rows.rows)) == len(rows.rows) == 26
     for row, label, test, group in zip(rows.rows, rows.labels, rows.test, rows.groups, strict=True):
-        image = a.table.iloc[row]
+        image = a.table.to_pandas().iloc[row]
         assert image["kind"] == task.spec.classes[label]
         assert (image["split"] == "test") == test
         assert image["group"] == group
@@ -79,8 +81,10 @@ def test_one_vs_rest() -> None:
         assert task.spec.classes == (task.task_id[-1], "rest")
         assert task.train_counts == (4, 9)  # the rest: the other values, but no images without a value
         rows = resolve_task(task.spec, a)
-        assert set(a.table["kind"].iloc[rows.rows[rows.labels == 0]]) == {task.task_id[-1]}
-        assert set(a.table["kind"].iloc[rows.rows[rows.labels == 1]]) == {"a", "b", "c"} - {task.task_id[-1]}
+        assert set(np.array(a.table["kind"].to_pylist())[rows.rows[rows.labels == 0]]) == {task.task_id[-1]}
+        assert set(np.array(a.table["kind"].to_pylist())[rows.rows[rows.labels == 1]]) == {"a", "b", "c"} - {
+            task.task_id[-1]
+        }
 
 
 def test_grouped() -> None:
@@ -246,15 +250,18 @@ class Families:
 
     info = SourceInfo(name="s", domain="noise", revision="1", label_columns=("kind",))
 
-    def images(self) -> Iterator[RawImage]:
-        for i in range(160):
-            png = encode_png(np.full((4, 4), i, np.uint8))
-            yield RawImage(f"i{i}", lambda png=png: png, {"kind": "ab"[i % 2]}, group=f"family {i // 4}")
+    def annotations(self) -> pa.Table:
+        rows = [Row(f"i{i}", {"kind": "ab"[i % 2]}, group=f"family {i // 4}") for i in range(160)]
+        return annotation_table(rows, ("kind",), "s")
+
+    def read(self, locator: str) -> bytes:
+        raise OSError(locator)
+
+    def check_images(self) -> None: ...
 
 
 def test_no_family_is_on_both_sides() -> None:
-    shards = pack_source(Families(), image_size=None, max_pixels=100, limit=None, test_share=0.4, seed=0, shard_rows=50)
-    a = annotations(*(s.table.drop_columns(["image"]).to_pandas() for s in shards))
+    a = Annotations("s", "noise", plan_source(Families(), limit=None, test_share=0.4, seed=0).table)
     [task] = library(a, {}).tasks
     rows = resolve_task(task.spec, a)
     train, test = (set(rows.part(test=t)[2]) for t in (False, True))
@@ -275,7 +282,7 @@ def test_values_are_compared_as_text() -> None:
     "rule", [{"label": "colour"}, {"within": "colour"}, {"where": {"colour": ["red"]}}, {"lineage": ["colour"]}]
 )
 def test_unknown_column_lists_the_known(rule: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="source 's' has no column 'colour'; its columns: image_id, split, kind"):
+    with pytest.raises(ConfigError, match="source 's' has no column 'colour'; its columns: kind"):
         library(annotations(table({"a": (9, 9), "b": (9, 9)})), rule)
 
 

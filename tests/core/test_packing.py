@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from t2v_core.errors import ConfigError, ImageError, SourceError, StoreError
+from t2v_core.errors import ConfigError, ImageError, SourceError
 from t2v_core.fingerprints import digest_bytes
 from t2v_core.images import decode_image, encode_png
-from t2v_core.packing import PackedShard, RejectedImage, pack_source, read_annotations, write_parquet_bytes
-from t2v_core.sources.base import RawImage, SourceInfo
+from t2v_core.packing import (
+    PackedShard,
+    RejectedImage,
+    mark_duplicates,
+    pack_shard,
+    plan_source,
+    write_parquet_bytes,
+)
+from t2v_core.sources.base import RawImage, Row, SourceInfo, annotation_table, unknown_of
 
 
 @dataclass
@@ -27,8 +34,14 @@ class FakeSource:
     def info(self) -> SourceInfo:
         return SourceInfo(name="fake", domain="noise", revision="1", label_columns=self.columns)
 
-    def images(self) -> Iterator[RawImage]:
-        yield from self.raws
+    def annotations(self) -> pa.Table:
+        rows = [Row(r.image_id, r.labels, str(i), r.group, r.split) for i, r in enumerate(self.raws)]
+        return annotation_table(rows, self.columns, "fake")
+
+    def read(self, locator: str) -> bytes:
+        return self.raws[int(locator)].read()
+
+    def check_images(self) -> None: ...
 
 
 def png(seed: int = 0, side: int = 12) -> bytes:
@@ -47,16 +60,25 @@ def failing(image_id: str, error: Exception) -> RawImage:
     return RawImage(image_id, read)
 
 
-def pack(raws: Sequence[RawImage], columns: tuple[str, ...] = ("kind",), **options: Any) -> list[PackedShard]:
-    defaults: dict[str, Any] = {
-        "image_size": None,
-        "max_pixels": 10_000,
-        "limit": None,
-        "test_share": 0.3,
-        "seed": 0,
-        "shard_rows": 1000,
-    }
-    return list(pack_source(FakeSource(raws, columns), **{**defaults, **options}))
+def pack(
+    raws: Sequence[RawImage],
+    columns: tuple[str, ...] = ("kind",),
+    *,
+    limit: int | None = None,
+    test_share: float = 0.3,
+    seed: int = 0,
+    image_size: int | None = None,
+    max_pixels: int = 10_000,
+    shard_rows: int = 1000,
+) -> list[PackedShard]:
+    """All shards; what the plan rejects is put before what the first shard rejects."""
+    source = FakeSource(raws, columns)
+    plan = plan_source(source, limit=limit, test_share=test_share, seed=seed)
+    shards = [
+        pack_shard(source, plan.table.slice(at, shard_rows), image_size=image_size, max_pixels=max_pixels)
+        for at in range(0, max(1, len(plan.table)), shard_rows)
+    ]
+    return [PackedShard(shards[0].table, plan.rejects + shards[0].rejects), *shards[1:]]
 
 
 def rows(shards: Sequence[PackedShard]) -> list[dict[str, Any]]:
@@ -151,7 +173,7 @@ def test_rejects_reach_the_consumer_without_any_image() -> None:
     assert [reject.image_id for reject in shard.rejects] == ["a"]
     assert shard.table.schema == pack([raw("b")])[0].table.schema
     last = pack([raw("a"), raw("b", data=b"")], shard_rows=1)[-1]
-    assert (last.index, last.table.num_rows, len(last.rejects)) == (1, 0, 1)
+    assert (last.table.num_rows, len(last.rejects)) == (0, 1)
 
 
 def test_duplicate_and_empty_ids() -> None:
@@ -167,13 +189,13 @@ def test_duplicate_and_empty_ids() -> None:
 def test_shards_do_not_change_the_images(shard_rows: int) -> None:
     raws = grouped(5, 2)
     shards = pack(raws, shard_rows=shard_rows)
-    assert [shard.index for shard in shards] == list(range(-(-10 // shard_rows)))
+    assert len(shards) == -(-10 // shard_rows)
     assert all(shard.table.num_rows == shard_rows for shard in shards[:-1])
     assert rows(shards) == rows(pack(raws))
     assert [row["image_id"] for row in rows(shards)] == [r.image_id for r in raws]
 
 
-def test_images_are_read_one_shard_at_a_time() -> None:
+def test_a_shard_reads_its_own_images_and_the_plan_reads_none() -> None:
     read: list[str] = []
 
     def reader(name: str) -> Callable[[], bytes]:
@@ -184,10 +206,63 @@ def test_images_are_read_one_shard_at_a_time() -> None:
         return go
 
     source = FakeSource([RawImage(name, reader(name)) for name in "abcd"])
-    shards = pack_source(source, image_size=8, max_pixels=999, limit=None, test_share=0, seed=0, shard_rows=2)
+    plan = plan_source(source, limit=None, test_share=0, seed=0)
     assert read == []
-    next(shards)
-    assert read == ["a", "b"]
+    pack_shard(source, plan.table.slice(2, 2), image_size=8, max_pixels=999)
+    assert read == ["c", "d"]
+
+
+def test_lists_of_values_and_undecided_ones() -> None:
+    columns = ("tag", unknown_of("tag"))
+    raws = [raw("a", tag=("x", "y")), raw("b", tag=(), tag__unknown=("x",)), raw("c")]
+    source = FakeSource(raws, columns)
+    info = SourceInfo(name="fake", domain="noise", revision="1", label_columns=("tag",))
+    declared = type("Declared", (FakeSource,), {"info": info})(raws, columns)
+    plan = plan_source(declared, limit=None, test_share=0, seed=0)
+    shard = pack_shard(declared, plan.table, image_size=None, max_pixels=999)
+    assert shard.table["tag"].to_pylist() == [["x", "y"], [], None]
+    assert shard.table["tag__unknown"].to_pylist() == [None, ["x"], None]
+    back = pq.read_table(pa.BufferReader(write_parquet_bytes(shard.table)))
+    assert back.equals(shard.table)
+    coded = source.annotations()
+    at = coded.column_names.index("tag")
+    lists = coded["tag"].combine_chunks()
+    values = pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode(), mask=lists.is_null())
+    coded = coded.set_column(at, "tag", values)
+    dictionaries = type("Coded", (type(declared),), {"annotations": lambda self: coded})(raws, columns)
+    again = pack_shard(
+        dictionaries,
+        plan_source(dictionaries, limit=None, test_share=0, seed=0).table,
+        image_size=None,
+        max_pixels=999,
+    )
+    assert again.table.equals(shard.table)
+
+
+def test_the_same_picture_twice_is_marked() -> None:
+    raws = [raw("a", data=png(1)), raw("b", data=png(2)), raw("c", data=png(1)), raw("d", data=png(1))]
+    shards = pack(raws, shard_rows=2)
+    table = mark_duplicates(pa.concat_tables([shard.table.drop_columns("image") for shard in shards]))
+    assert table["duplicate_of"].to_pylist() == ["", "", "a", "a"]
+    assert mark_duplicates(table.slice(0, 0).drop_columns("duplicate_of"))["duplicate_of"].to_pylist() == []
+
+
+def test_tables_that_a_source_must_not_give() -> None:
+    def source(**columns: Any) -> FakeSource:
+        base = {"image_id": ["a"], "locator": ["a"], "group": [""], "split": [""], "kind": ["x"]}
+        table = pa.table({k: v for k, v in {**base, **columns}.items() if v is not None})
+        return type("Odd", (FakeSource,), {"annotations": lambda self: table})([])
+
+    for wrong, message in (
+        (source(kind=None), r"lack the columns \['kind'\]"),
+        (source(colour=["red"]), r"undeclared ones \['colour'\]"),
+        (source(group=pa.array([None], pa.string())), "'group' must hold strings and no nulls"),
+        (source(image_id=[3]), "'image_id' must hold strings"),
+        (source(kind=[1.5]), "'kind' has type double"),
+        (source(kind=[[1]]), "'kind' has type list"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            plan_source(wrong, limit=None, test_share=0.3, seed=0)
 
 
 def test_split_is_by_group_fair_and_stable() -> None:
@@ -216,14 +291,13 @@ def test_given_splits_win() -> None:
 
 
 def test_bad_splits_are_errors_at_the_call() -> None:
-    options: dict[str, Any] = {"image_size": None, "max_pixels": 99, "limit": None, "test_share": 0.3, "seed": 0}
     for raws, message in (
         ([raw("a", group="owl", split="train"), raw("b", group="owl", split="test")], "group 'owl' is in both"),
         ([raw("a", split="val")], "image 'a' has split 'val'"),
         ([], "has no images"),
     ):
         with pytest.raises(SourceError, match=message):
-            pack_source(FakeSource(raws), shard_rows=1, **options)  # not even iterated
+            plan_source(FakeSource(raws), limit=None, test_share=0.3, seed=0)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 100, 299, 300, 301])
@@ -250,7 +324,7 @@ def test_limit_is_a_fair_sample_of_both_splits() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"limit": 0}, {"shard_rows": 0}, {"test_share": 1.1}, {"test_share": -0.1}, {"image_size": 0}, {"max_pixels": 0}],
+    [{"limit": 0}, {"test_share": 1.1}, {"test_share": -0.1}, {"image_size": 0}, {"max_pixels": 0}],
 )
 def test_arguments_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="wanted"):
@@ -266,16 +340,8 @@ def test_parquet_round_trip_is_deterministic() -> None:
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [256, 44]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert file.read().equals(shard.table)
-    assert read_annotations(data).equals(shard.table.drop_columns("image"))
 
 
 def test_an_empty_shard_can_be_written() -> None:
     [shard] = pack([raw("a", data=b"")])
-    assert read_annotations(write_parquet_bytes(shard.table)).num_rows == 0
-
-
-def test_a_damaged_shard_is_a_store_error() -> None:
-    data = write_parquet_bytes(pack([raw("a")])[0].table)
-    for damaged in (b"", b"PAR1", data[:-5], b"x" * 50):
-        with pytest.raises(StoreError, match="cannot read a packed shard"):
-            read_annotations(damaged)
+    assert pq.read_table(pa.BufferReader(write_parquet_bytes(shard.table))).num_rows == 0

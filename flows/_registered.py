@@ -1,0 +1,95 @@
+"""Tasks that people add to a pipeline while it runs: kept in the store, merged into the config whenever it is read."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from flows._settings import store_url
+from flows._store import Store
+from t2v_core.config import FrozenModel, PipelineConfig, SourceSpec, TaskRule, load_config
+from t2v_core.errors import ConfigError
+from t2v_core.fingerprints import readable
+
+__all__ = ["Registration", "check_free", "configured", "register", "registered", "unregister"]
+
+
+class Registration(FrozenModel):
+    """A source that was added, with the rules that cut its tasks."""
+
+    source: SourceSpec = Field(description="The dataset.")
+    rules: list[TaskRule] = Field(min_length=1, description="Its tasks.")
+
+
+def _folder(name: str) -> str:
+    return f"registered/{readable(name)}"
+
+
+def registered(store: Store, name: str) -> list[Registration]:
+    """What was added to a config, by name."""
+    return [Registration.model_validate(store.read_json(key)) for key in store.list(_folder(name))]
+
+
+def check_free(config: PipelineConfig, source: str) -> None:
+    """Whether a source of this name may be added.
+
+    Raises:
+        ConfigError: the config itself has one of that name.
+    """
+    if source in [s.name for s in config.sources]:
+        raise ConfigError(f"the config {config.name!r} has a source {source!r} of its own; choose another name")
+
+
+def register(store: Store, config: PipelineConfig, new: Registration) -> bool:
+    """Add a source to a config; one that was added under the same name before is replaced.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ConfigError: the config itself has a source of that name.
+    """
+    check_free(config, new.source.name)
+    key = f"{_folder(config.name)}/{readable(new.source.name)}.json"
+    value = new.model_dump(mode="json")
+    if store.exists(key) and store.read_json(key) == value:
+        return False
+    store.replace_json(key, value)
+    return True
+
+
+def unregister(store: Store, config: PipelineConfig, source: str) -> None:
+    """Take a source away again. Its embeddings stay in the store.
+
+    Raises:
+        ConfigError: it was not added.
+    """
+    names = [r.source.name for r in registered(store, config.name)]
+    if source not in names:
+        raise ConfigError(f"no source {source!r} was added to {config.name!r}; added: {', '.join(names) or 'none'}")
+    store.delete(f"{_folder(config.name)}/{readable(source)}.json")
+
+
+def configured(path: str, given_store: str = "") -> tuple[PipelineConfig, Store]:
+    """A config file together with what was added to it, and its store.
+
+    Raises:
+        ConfigError: the config is wrong, or an added source has the name of one of the config's.
+    """
+    config = load_config(path)
+    store = Store(store_url(given_store, config.name))
+    added = registered(store, config.name)
+    if not added:
+        return config, store
+    own = {s.name for s in config.sources}
+    double = [r.source.name for r in added if r.source.name in own]
+    if double:
+        raise ConfigError(
+            f"source {double[0]!r} is in {path} and was added by `t2v tasks add` as well; "
+            f"rename one, or `t2v tasks remove {double[0]}`"
+        )
+    # Optional: data of one team that are gone must not stop the night of all others.
+    sources = [*config.sources, *(r.source.model_copy(update={"optional": True}) for r in added)]
+    library = config.library.model_copy(
+        update={"rules": [*config.library.rules, *(rule for r in added for rule in r.rules)]}
+    )
+    return config.model_copy(update={"sources": sources, "library": library}), store

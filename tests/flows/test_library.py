@@ -1,0 +1,150 @@
+"""Packing in shards that resume, and datasets that people add while a pipeline runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from flows._registered import configured
+from flows._stage import StageParams, open_run
+from flows._store import Store
+from flows.cli import app
+from flows.embed_tasks import EmbedTasksParams, embed_tasks
+from flows.ingest import ingest, library_of
+from t2v_core.errors import ConfigError
+
+
+def packed(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in store.list("sources")}
+
+
+def test_packing_goes_on_with_the_shards_that_are_missing(
+    config: Callable[..., str], tmp_path: Path, dask_cluster: str
+) -> None:
+    """As after a kill: some shards are there, one lost its record, the source is not closed. The bytes are the same."""
+    path = config(sources__0__shard_rows=64, sources__1__shard_rows=10)
+    whole, cut = (StageParams(config=path, store=str(tmp_path / name), dask=dask_cluster) for name in ("whole", "cut"))
+    ingest(whole)
+    ingest(cut)
+    store = Store(cut.store)
+    record = store.read_json(f"{store.read_json('latest/mini/sources.json')['sources']['digits']}/source.json")
+    assert [s["rows"] for s in record["shards"]] == [64] * 4 + [44]
+    prefix = record["shards"][0]["key"].rsplit("/", 1)[0]
+    kept = store.read(f"{prefix}/shard-00000.parquet")
+    for name in ("source.json", "annotations.parquet", "shard-00003.json", "shard-00003.parquet", "shard-00001.json"):
+        store.delete(f"{prefix}/{name}")
+    store.replace(f"{prefix}/shard-00001.parquet", b"half of it")
+    result = ingest(cut)
+    assert (result.done, result.reused, result.failed) == (1, 1, 0)
+    assert packed(store) == packed(Store(whole.store))
+    assert store.read(f"{prefix}/shard-00000.parquet") == kept
+    again = ingest(cut)
+    assert (again.done, again.reused) == (0, 2)
+
+
+def test_a_shard_that_cannot_be_packed_names_its_source(
+    config: Callable[..., str], tmp_path: Path, dask_cluster: str, shapes_folder: Path
+) -> None:
+    """A worker cannot see the data although the flow can: that source fails, with the reason; the other is packed."""
+    mine = tmp_path / "mine"
+    shutil.copytree(shapes_folder, mine)
+    path = config(sources__1__options={"path": str(mine)}, max_failed_share=0.6)
+    params = StageParams(config=path, store=str(tmp_path / "store"), dask=dask_cluster)
+    store = Store(params.store)
+    ingest(params)
+    prefix = store.read_json("latest/mini/sources.json")["sources"]["shapes"]
+    for key in [k for k in store.list(prefix) if "plan" not in k]:
+        store.delete(key)
+    store.replace(f"{prefix}/plan.parquet", b"damaged")
+    result = ingest(params)
+    [(unit, reason)] = result.failures
+    assert unit == "shapes"
+    assert "not complete, run again to go on" in reason
+    assert "plan.parquet" in reason
+    assert list(store.read_json("latest/mini/sources.json")["sources"]) == ["digits"]
+
+
+def folder_of(path: Path, shapes: Path, classes: tuple[str, ...]) -> Path:
+    for name in classes:
+        shutil.copytree(shapes / name, path / name)
+    return path
+
+
+def test_added_tasks_are_embedded_by_the_next_night(
+    config: Callable[..., str], tmp_path: Path, dask_cluster: str, shapes_folder: Path
+) -> None:
+    mine = folder_of(tmp_path / "mine", shapes_folder, ("square", "cross"))
+    path, url = config(), str(tmp_path / "store")
+    params = EmbedTasksParams(config=path, store=url, dask=dask_cluster)
+    assert embed_tasks(params).done == 6
+
+    def t2v(*arguments: str) -> str:
+        answer = CliRunner().invoke(app, ["tasks", "--config", path, "--store", url, *arguments])
+        if answer.exception and not isinstance(answer.exception, SystemExit):
+            raise answer.exception
+        return answer.output
+
+    said = t2v("add", "mine", str(mine))
+    assert "mine/label" in said
+    assert "added 1 tasks on 48 images" in said
+    assert "unchanged" in t2v("add", "mine", str(mine))
+    night = embed_tasks(params)
+    assert (night.done, night.reused) == (1, 6)
+    with open_run(params) as run:
+        assert [t.task_id for t in library_of(run).tasks][-1] == "mine/label"
+    assert "mine: 1 tasks (1 binary)" in t2v()
+
+    # Other images: the task is told apart, embedded anew, and its old embedding stays readable.
+    for image in sorted((mine / "cross").glob("*.png"))[:6]:
+        image.unlink()
+    result = ingest(StageParams(config=path, store=url, dask=dask_cluster))
+    assert result.notes[-1] == "1 tasks changed: mine/label"
+    assert embed_tasks(params).done == 1
+    rows = pd.read_parquet(f"{url}/embeddings")
+    assert (rows["task_id"] == "mine/label").sum() == 2
+    assert rows[rows["task_id"] == "mine/label"]["task_fingerprint"].nunique() == 2
+
+    # The data go away: the night of all others is not stopped, and it is said.
+    shutil.rmtree(mine)
+    gone = ingest(StageParams(config=path, store=url, dask=dask_cluster))
+    assert any(note.startswith("source mine left out") for note in gone.notes)
+    assert gone.notes[-1] == "1 tasks removed: mine/label"
+    assert "removed" in t2v("remove", "mine")
+    assert [s.name for s in configured(path, url)[0].sources] == ["digits", "shapes", "gone"]
+    with pytest.raises(ConfigError, match="no source 'mine' was added to 'mini'; added: none"):
+        t2v("remove", "mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("digits", "{shapes}"), "has a source 'digits' of its own; choose another name"),
+        (("mine", "{shapes}/nowhere"), "is neither a folder nor a .csv or .parquet file"),
+        (("mine", "{shapes}", "--label", "colour"), "source 'mine' has no column 'colour'; its columns: label"),
+        (("mine", "{one}"), "no column that a task can be cut by"),
+        (("mine", "{few}"), "gives no task"),
+        (("a b", "{shapes}"), "name: String should match pattern"),
+    ],
+)
+def test_what_cannot_be_added_is_said_and_not_registered(
+    config: Callable[..., str], tmp_path: Path, shapes_folder: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    places = {
+        "shapes": shapes_folder,
+        "one": folder_of(tmp_path / "one", shapes_folder, ("cross",)),
+        "few": tmp_path / "few",
+    }
+    for i, image in enumerate(sorted((shapes_folder / "cross").glob("*.png"))[:12]):
+        (tmp_path / "few" / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / "few" / f"c{i % 2}" / image.name)
+    url = str(tmp_path / "store")
+    options = ["tasks", "--config", config(library__min_train=10), "--store", url]
+    answer = CliRunner().invoke(app, [*options, "add", *(a.format(**places) for a in arguments)])
+    assert answer.exception is not None
+    assert said in str(answer.exception)
+    assert not Store(url).list("registered")
