@@ -216,9 +216,9 @@ def _capped(of_class: list[NDArray[np.int64]], spec: TaskSpec) -> list[NDArray[n
 
 def _class_index(
     column: LabelColumn, spec: TaskSpec, unknown: Callable[[Iterable[str]], NDArray[np.bool_]]
-) -> NDArray[np.int64]:
+) -> NDArray[np.int32]:
     """Class of each row, -1 for none: no value, values of two classes, or undecided."""
-    index = np.full(len(column.known), -1, np.int64)
+    index = np.full(len(column.known), -1, np.int32)
     rest = next((c for c, values in enumerate(spec.values) if not values), -1)
     several = np.zeros(len(index), bool)
     for c, values in enumerate(spec.values):
@@ -234,6 +234,15 @@ def _class_index(
     return index
 
 
+def _by_class(own: NDArray[np.int32], n_classes: int) -> list[NDArray[np.int64]]:
+    """Places of each class, ascending."""
+    if n_classes <= 16:  # a pass a class is cheaper than sorting
+        return [np.flatnonzero(own == c) for c in range(n_classes)]
+    inside = np.flatnonzero(own >= 0)
+    by_class = inside[np.argsort(own[inside], kind="stable")]
+    return np.split(by_class, np.cumsum(np.bincount(own[inside], minlength=n_classes))[:-1])
+
+
 def resolve_task(spec: TaskSpec, annotations: Annotations) -> TaskRows:
     """Run a task's query.
 
@@ -246,18 +255,14 @@ def resolve_task(spec: TaskSpec, annotations: Annotations) -> TaskRows:
         index[~annotations.column(name).mask(allowed)] = -1
     parts: list[NDArray[np.int64]] = []
     for ordered in annotations.order(spec.seed):
-        own = index[ordered]
-        inside = np.flatnonzero(own >= 0)
-        by_class = inside[np.argsort(own[inside], kind="stable")]
-        counts = np.bincount(own[inside], minlength=len(spec.classes))
-        picked = _capped(np.split(by_class, np.cumsum(counts)[:-1]) if len(counts) else [], spec)
+        picked = _capped(_by_class(index[ordered], len(spec.classes)), spec)
         parts.append(ordered[np.sort(np.concatenate(picked))] if picked else ordered[:0])
     rows = np.concatenate(parts)
     if len(rows) == 0:
         raise TaskError(f"{spec.task_id}: no image fits; check the rule's where, within and values")
     key = annotations.image_ranks[rows] ^ np.uint64(spec.seed * 0x9E3779B97F4A7C15 % 2**64)
     rows = rows[np.argsort(key, kind="stable")]
-    return TaskRows(rows, index[rows], annotations.test[rows], annotations.groups[rows])
+    return TaskRows(rows, index[rows].astype(np.int64), annotations.test[rows], annotations.groups[rows])
 
 
 def task_fingerprint(spec: TaskSpec, rows: TaskRows, annotations: Annotations) -> str:

@@ -56,6 +56,8 @@ def _one_value(name: str, inside: Bools, annotations: Annotations) -> str:
 def _lineage(rule: TaskRule, own: Bools, annotations: Annotations) -> tuple[str, ...]:
     out: list[str] = []
     for name in rule.lineage:
+        if annotations.column(name).multi:  # rows of several values; their places are in the source's taxonomy
+            continue
         value = _one_value(name, own, annotations)
         if not value:
             break

@@ -17,6 +17,9 @@ __all__ = ["Accumulator", "FisherEstimate", "FisherInput", "batch_of", "clean_fe
 N_GROUPS = 8
 """Groups of images that are summed apart: what the embedding's own noise is estimated from."""
 
+_PIXELS = 2**19
+"""Most pixels in one pass, ten images of 224 x 224: about a gigabyte of activations in the probes here."""
+
 
 @dataclass(frozen=True, eq=False)
 class FisherInput:
@@ -34,6 +37,12 @@ class FisherInput:
     def weights(self) -> Sequence[torch.Tensor]:
         """The weight of each unit."""
         return [self.probe.weight_of(unit) for unit in self.probe.units]
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one pass: the spec's, or fewer where they are large, since all activations of a pass are kept."""
+        pixels = self.images.shape[-2] * self.images.shape[-1]
+        return min(self.spec.batch_size, max(1, _PIXELS // pixels))
 
     @property
     def n_classes(self) -> int:
@@ -79,7 +88,7 @@ def batch_of(probe: Probe, images: torch.Tensor, index: slice | torch.Tensor) ->
 @torch.no_grad()
 def clean_features(task: FisherInput) -> torch.Tensor:
     """Features ``[N, D]`` of all images, without noise."""
-    size = task.spec.batch_size
+    size = task.batch_size
     starts = range(0, len(task.images), size)
     parts = [task.probe.network(batch_of(task.probe, task.images, slice(s, s + size))) for s in starts]
     return torch.cat(parts)

@@ -18,7 +18,7 @@ def exact_rounds(n_classes: int) -> int:
 
 def exact(task: FisherInput) -> FisherEstimate:
     """The exact sum over y, mean over images: one forward pass an image, one backward pass a class."""
-    probe, head, n, size = task.probe, task.head, len(task.images), task.spec.batch_size
+    probe, head, n, size = task.probe, task.head, len(task.images), task.batch_size
     accumulate, weights, rounds = Accumulator(probe, n), task.weights, exact_rounds(task.n_classes)
     for start in range(0, n, size):
         rows = torch.arange(start, min(start + size, n))

@@ -43,7 +43,7 @@ def _batches(draws: Draws, size: int) -> Iterator[np.ndarray]:
 def _run(task: FisherInput, draws: Draws, accumulate: Accumulator, first: int, n_early: int) -> int:
     """Passes for the draws, down to unit ``first``; returns their number."""
     probe, head, weights = task.probe, task.head, task.weights
-    for index in _batches(draws, task.spec.batch_size):
+    for index in _batches(draws, task.batch_size):
         rows = torch.as_tensor(draws.images[index[:, 0]])
         classes = torch.as_tensor(draws.classes[index].T.copy()).to(probe.device)  # [R, B]
         sample_filter_norms(
