@@ -49,8 +49,8 @@ def _listed(tasks: list[Task]) -> Table:
 
 
 def _counts(tasks: list[Task]) -> Table:
-    table = Table(title="tasks by source and kind", title_justify="left")
-    for column in ("source", "label", "kind", "tasks", "classes", "train, median", "fewest", "most"):
+    table = Table(title="tasks by source and kind, and their train images", title_justify="left")
+    for column in ("source", "label", "kind", "tasks", "classes", "median", "fewest", "most"):
         words = column in ("source", "label", "kind")
         table.add_column(column, justify="left" if words else "right", no_wrap=words)
     groups: dict[tuple[str, str, str], list[Task]] = {}

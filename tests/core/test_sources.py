@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import replicas
 from PIL import Image
 from test_sources_emoji import write_emoji
+from test_sources_own import save_huggingface
 
 from t2v_core.errors import ConfigError, ImageError, MissingPackageError, SourceError, UnknownNameError
 from t2v_core.images import decode_image, encode_png
@@ -68,6 +70,21 @@ def opened(kind: str, folder: Path) -> Source:
         for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
             write(folder / name)
         return open_source(kind, path=str(folder))
+    if kind == "huggingface":
+        pytest.importorskip("datasets")
+        save_huggingface(folder)
+        return open_source(kind, path=str(folder))
+    if kind == "manifest":
+        rows = "".join(f"{name},{label},train\n" for name, label in (("1.png", "cat"), ("2.png", "dog"), ("3.png", "")))
+        for name in ("1.png", "2.png", "3.png"):
+            write(folder / name)
+        write(folder / "list.csv", f"path,label,split\n{rows}".encode())
+        return open_source(kind, path=str(folder / "list.csv"))
+    if kind in ("cub", "deepfashion", "imaterialist", "inaturalist"):
+        return open_source(kind, root=str(getattr(replicas, f"small_{kind}")(folder)))
+    if kind == "torchvision":
+        write_fashion(folder / "FashionMNIST" / "raw")
+        return open_source(kind, dataset="FashionMNIST", root=str(folder))
     return open_source(kind)
 
 
@@ -88,7 +105,7 @@ def test_contract(kind: str, tmp_path: Path) -> None:
         (r.image_id, r.labels, r.group, r.split) for r in again
     ]
     for raw in raws:
-        assert set(raw.labels) == set(info.label_columns)
+        assert {name.removesuffix("__unknown") for name in raw.labels} == set(info.label_columns)
         assert all(value is None or type(value) in (str, bool, int, list) for value in raw.labels.values())
         assert raw.split in ("", "train", "test")
     for raw in (raws[0], raws[len(raws) // 2], raws[-1]):
