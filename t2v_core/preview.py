@@ -94,7 +94,7 @@ def default_rules(annotations: Annotations) -> list[TaskRule]:
         kind = annotations.table.schema.field(name).type
         base, _, level = name.rpartition("_")
         above = f"{base}_{int(level) - 1}" if level.isdigit() and int(level) > 1 else ""
-        if len(column.values) < 2 and not column.multi:
+        if f"{name}_1" in annotations.label_names or (len(column.values) < 2 and not column.multi):
             continue
         if column.multi:
             rules.append(TaskRule(source=source, label=name, kind="one_vs_rest", lineage=[name]))

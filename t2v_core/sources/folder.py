@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from t2v_core.errors import ConfigError, SourceError
 from t2v_core.fingerprints import fingerprint
+from t2v_core.sources._columns import coded, levels
 from t2v_core.sources.base import Row, SourceInfo, annotation_table, read_file
 
 __all__ = ["FolderSource"]
@@ -84,6 +85,16 @@ class FolderSource:
             )
         return tuple(found)
 
+    @cached_property
+    def _labels(self) -> list[str]:
+        return ["/".join(file.parts[1:-1] if file.split else file.parts[:-1]) for file in self._files]
+
+    @cached_property
+    def _levels(self) -> dict[str, pa.Array]:
+        """Columns of a taxonomy's levels, where most classes are nested folders."""
+        found = levels(coded(pa.chunked_array([pa.array(self._labels, pa.string())])))
+        return {f"label_{depth}": column for depth, column in enumerate(found, start=1)}
+
     @property
     def info(self) -> SourceInfo:
         """What the listing tells; no file is opened.
@@ -98,11 +109,13 @@ class FolderSource:
             domain=self.domain,
             revision=fingerprint(listing),
             licence=self.licence,
-            label_columns=("label",),
+            label_columns=("label", *self._levels),
         )
 
     def annotations(self) -> pa.Table:
         """In the order of their paths; the label is the path of the subfolder, ``/`` between its levels.
+
+        Where at least half of the classes lie in folders of folders, ``label_1``, ``label_2``, ... are the levels.
 
         Raises:
             SourceError: no such folder, or nothing in a subfolder of it.
@@ -111,13 +124,16 @@ class FolderSource:
         rows = (
             Row(
                 "/".join(file.parts),
-                {"label": "/".join(file.parts[1:-1] if file.split else file.parts[:-1])},
+                {"label": label},
                 locator=quote_from_bytes(os.fsencode(file.path.relative_to(root)), safe="/ "),
                 split=file.split,
             )
-            for file in self._files
+            for file, label in zip(self._files, self._labels, strict=True)
         )
-        return annotation_table(rows, ("label",), self.info.name)
+        table = annotation_table(rows, ("label",), self.info.name)
+        for name, column in self._levels.items():
+            table = table.append_column(name, column)
+        return table
 
     def read(self, locator: str) -> bytes:
         """One file; names are quoted, as they may be no valid text."""

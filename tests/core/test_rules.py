@@ -219,6 +219,7 @@ def test_default_rules(tmp_path: Path) -> None:
         one=["same"] * 60,
         name=[f"n{i}" for i in range(60)],
         tag=pa.array(TAGS, pa.list_(pa.string())),
+        place=[f"{'pq'[i % 2]}/r{i % 4}" for i in range(60)],
         place_1=["p", "q"] * 30,
         place_2=[f"r{i % 4}" for i in range(60)],
     )

@@ -240,6 +240,20 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     }
 
 
+def test_folders_of_folders_are_a_taxonomy(tmp_path: Path) -> None:
+    for name in ("animal/bird/wren/1.png", "animal/bird/owl/1.png", "animal/cat/1.png", "stone/1.png"):
+        write(tmp_path / name)
+    source = open_source("folder", path=str(tmp_path))
+    assert source.info.label_columns == ("label", "label_1", "label_2", "label_3")
+    got = {row.image_id: list(row.labels.values()) for row in each_image(source)}
+    assert got == {
+        "animal/bird/wren/1.png": ["animal/bird/wren", "animal", "animal/bird", "animal/bird/wren"],
+        "animal/bird/owl/1.png": ["animal/bird/owl", "animal", "animal/bird", "animal/bird/owl"],
+        "animal/cat/1.png": ["animal/cat", "animal", "animal/cat", None],
+        "stone/1.png": ["stone", "stone", None, None],
+    }
+
+
 @pytest.mark.parametrize("tops", [("train", "test"), ("train", "val"), ("train", "test", "val")])
 def test_split_folders(tmp_path: Path, tops: tuple[str, ...]) -> None:
     for top in tops:
