@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import replicas
+import yaml
 from typer.testing import CliRunner
 
 from flows._registered import configured
@@ -16,7 +22,10 @@ from flows._store import Store
 from flows.cli import app
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
 from flows.ingest import ingest, library_of
-from t2v_core.errors import ConfigError
+from t2v_core.config import load_config
+from t2v_core.errors import ConfigError, SourceError
+from t2v_core.library import Task
+from t2v_core.preview import preview_library
 
 
 def packed(store: Store) -> dict[str, bytes]:
@@ -67,6 +76,55 @@ def test_a_shard_that_cannot_be_packed_names_its_source(
     assert "not complete, run again to go on" in reason
     assert "plan.parquet" in reason
     assert list(store.read_json("latest/mini/sources.json")["sources"]) == ["digits"]
+
+
+def test_the_papers_library_from_packed_replicas(tmp_path: Path, dask_cluster: str, config: Callable[..., str]) -> None:
+    """All four layouts through the ingest flow: the manifest has the tasks that the annotation files promise."""
+    data = tmp_path / "data"
+    for name, kind in (("inat2018", "inaturalist"), ("CUB_200_2011", "cub"), ("imaterialist", "imaterialist")):
+        getattr(replicas, f"small_{kind}")(data / name)
+    path = tmp_path / "paper.yaml"
+    own = {"min_test": 2, "max_ratio": 100.0, "rules": [{"source": "cub", "label": "species", "kind": "pairs"}]}
+    path.write_text(yaml.safe_dump({"name": "paper", "use": "paper", "data": str(data), "sources": [], "library": own}))
+    params = StageParams(config=str(path), store=str(tmp_path / "store"), dask=dask_cluster)
+    with pytest.raises(SourceError, match="list_attr_cloth.txt is missing; get the Category and Attribute"):
+        ingest(params)
+    replicas.small_deepfashion(data / "deepfashion")
+    result = ingest(params)
+    assert (result.done, result.failed) == (4, 0)
+    loaded = load_config(path)
+    promised = preview_library(loaded.sources, loaded.library).library
+    with open_run(params) as run:
+        cut = library_of(run)
+
+    def said(tasks: Iterable[Task]) -> set[Any]:
+        return {(t.task_id, t.train_counts, t.test_counts, t.spec.lineage, t.spec.class_lineage) for t in tasks}
+
+    assert said(cut.tasks) == said(promised.tasks)
+    kinds = {t.spec.source for t in cut.tasks}
+    assert kinds == {"inat2018", "cub", "imaterialist", "deepfashion"}
+    attribute = next(t for t in cut.tasks if t.spec.source == "deepfashion")
+    assert attribute.spec.lineage in {("texture",), ("fabric",), ("shape",), ("part",), ("style",)}
+
+
+def test_ten_lines_of_the_docs_work_when_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "bring-your-own.md").read_text()
+    block = page.split("```bash\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "examples").mkdir()
+    shutil.copy(root / "examples" / "demo.yaml", tmp_path / "examples")
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    told = subprocess.run(
+        ["bash", "-euc", block],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": tools, "T2V_STORE": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "four-digits/label" in told.stdout
+    assert "added 1 tasks on 720 images" in told.stdout
 
 
 def folder_of(path: Path, shapes: Path, classes: tuple[str, ...]) -> Path:
