@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +37,8 @@ __all__ = [
 
 CACHED_BYTES = 512 * 2**20
 """A source whose decoded images are smaller is kept decoded in the worker."""
+READERS = 8
+"""Shards that are read at once from a store behind a network."""
 
 
 class Extractor(FrozenModel):
@@ -97,7 +100,8 @@ def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: n
     starts = np.cumsum([0] + [s["rows"] for s in shards])
     out = np.empty((len(rows), transform.size, transform.size, 3), np.uint8)
     shard_of = np.searchsorted(starts, rows, side="right") - 1
-    for shard in np.unique(shard_of):
+
+    def read(shard: int) -> None:
         wanted = np.flatnonzero(shard_of == shard)
         inside = rows[wanted] - starts[shard]
         with Store(store_url).open_parquet(shards[shard]["key"]) as file:
@@ -109,6 +113,14 @@ def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: n
                         column[int(inside[i] % ROWS_IN_GROUP)].as_py(), max_pixels=record["max_pixels"]
                     )
                     out[wanted[i]] = transform.to_uint8(image)
+
+    needed = np.unique(shard_of).tolist()
+    if "://" in store_url:  # a few round trips at a time
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(read, needed))
+    else:
+        for shard in needed:
+            read(shard)
     return out
 
 

@@ -10,20 +10,26 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import replicas
 import yaml
+from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from flows._data import _decode_rows
+from flows._pack_units import close_unit, plan_unit, shard_unit
 from flows._registered import configured
 from flows._stage import StageParams, open_run
 from flows._store import Store
 from flows.cli import app
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
 from flows.ingest import ingest, library_of
-from t2v_core.config import load_config
+from t2v_core.config import SourceSpec, load_config
 from t2v_core.errors import ConfigError, SourceError
+from t2v_core.images import ImageTransform
 from t2v_core.library import Task
 from t2v_core.preview import preview_library
 
@@ -54,6 +60,34 @@ def test_packing_goes_on_with_the_shards_that_are_missing(
     assert store.read(f"{prefix}/shard-00000.parquet") == kept
     again = ingest(cut)
     assert (again.done, again.reused) == (0, 2)
+
+
+@pytest.mark.parametrize("store", ["folder", "memory"])
+def test_a_sample_reads_the_row_groups_it_needs_and_no_other(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SourceSpec(name="digits", shard_rows=600, image_size=8)
+    url = str(tmp_path / "store") if store == "folder" else f"memory://{tmp_path.name}"
+    payload = {"source": source.model_dump(mode="json"), "prefix": "sources/digits-1"}
+    plan_unit(url, payload)
+    for index in range(3):
+        shard_unit(url, {**payload, "index": index})
+    close_unit(url, {**payload, "failed": ""})
+    read: list[int] = []
+    original = pyarrow.parquet.ParquetFile.read_row_group
+
+    def counted(self: Any, i: int, **options: Any) -> Any:
+        read.append(i)
+        return original(self, i, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", counted)
+    transform = ImageTransform(size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    rows = np.array([1796, 5, 300, 255, 620, 1200])  # shards of 600, 600 and 597 rows; groups of 256
+    images = _decode_rows(url, "sources/digits-1", transform, rows)
+    assert sorted(read) == [0, 0, 0, 1, 2]
+    pixels = load_digits().images
+    for row, image in zip(rows, images, strict=True):
+        np.testing.assert_array_equal(image[..., 0], np.rint(pixels[row] * 255 / 16))
 
 
 def test_a_shard_that_cannot_be_packed_names_its_source(
