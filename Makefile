@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test check bench bench-task format clean
+.PHONY: help install demo rehearsal test check bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,10 @@ install: $(STAMP)  ## make the virtual environment and install t2v with all extr
 
 demo: $(STAMP)  ## the main job on real data; a second time it does nothing
 	$(BIN)/t2v run examples/demo.yaml
+
+rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes on where it was
+	$(BIN)/t2v fetch emoji stamps fashion-mnist
+	$(BIN)/t2v run examples/rehearsal.yaml
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
@@ -43,6 +47,12 @@ bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances
 
 bench-task: $(STAMP)  ## one task of 10,000 images of 224 pixels, end to end
 	$(BIN)/python benchmarks/task.py 10000
+
+bench-ingest: $(STAMP)  ## packing and reading of 70,000 images; the paper's library at full size, from replicas
+	$(BIN)/t2v fetch fashion-mnist
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python tests/replicas.py runs/replicas
+	$(BIN)/python benchmarks/library.py runs/replicas
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

@@ -171,6 +171,72 @@ def run(
         err.print(f"[yellow]{failed} units failed; the report lists them with their reasons.[/yellow]")
 
 
+@app.command()
+def plan(
+    config: ConfigArgument,
+    store: StoreOption = "",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Workers, or GPUs, that the hours are for; 0: this machine's cores.")
+    ] = 0,
+    images_per_second: Annotated[
+        float, typer.Option(min=0, help="Forward passes of one worker, to plan for another machine; 0: measure here.")
+    ] = 0,
+) -> None:
+    """Say what a pipeline would do, before it does anything: units, cells, images, bytes, hours, and what is there.
+
+    Measures this machine for a few seconds. Before the first ingest, tasks are counted from the annotation files.
+    """
+    from flows._plan import make_plan, measure_speed, probe_of
+    from flows._registered import configured
+
+    loaded, place = configured(config, store)
+    with err.status("measuring this machine ..."):
+        network = probe_of(loaded, place)
+        speed = measure_speed(network)
+    if images_per_second:
+        speed = speed.faster(images_per_second / speed.images)
+    workers = workers or os.cpu_count() or 1
+    planned = make_plan(loaded, place, network, speed)
+    table = Table(title=f"{config}, store {place.url}", title_justify="left")
+    for column in ("stage", "units", "there", "image passes", "to write", f"time, {workers} workers"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for line in planned.lines:
+        table.add_row(
+            line.stage,
+            str(line.units),
+            str(line.there),
+            f"{line.passes:,.0f}",
+            _size(line.written),
+            _hours(line.seconds / min(workers, max(1, line.units - line.there))),
+        )
+    out.print(table)
+    total = sum(line.seconds / min(workers, max(1, line.units - line.there)) for line in planned.lines)
+    out.print(
+        f"{planned.tasks} tasks x {planned.experts} experts = {planned.cells:,} cells on "
+        f"{sum(planned.images.values()):,} images; about {_hours(total)} at {speed.images:,.0f} images and "
+        f"{speed.binary_heads:,.0f} binary heads a second and worker. A backward pass counts as two forward passes.",
+        soft_wrap=True,
+    )
+    if not planned.exact:
+        out.print("Nothing was ingested yet: counted from annotation files, and no unit is taken to be there.")
+    for name, reason in planned.absent:
+        out.print(f"[yellow]missing[/yellow] {escape(name)}: {escape(reason)}", soft_wrap=True)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _bar() -> Any:
     """A progress bar for reading, features and Fisher: (what, done, in all)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -8,7 +8,7 @@ from flows._keys import expert_key
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import train_unit
 from flows.ingest import library_of
-from t2v_core.experts import GENERIC, ExpertSpec, expert_specs
+from t2v_core.experts import GENERIC, ExpertSpec, expert_rules, expert_specs
 from t2v_core.library import Task
 
 __all__ = ["train_experts"]
@@ -53,8 +53,8 @@ def train_experts(params: StageParams) -> StageResult:
         sources = run.pointed("sources")["sources"]
         tasks = {t.task_id: t for t in library_of(run).tasks}
         fingerprints = {t: task.fingerprint for t, task in tasks.items()}
-        rules, training = run.config.experts.rules, run.config.experts.training
-        specs, unmatched = expert_specs(rules, fingerprints, run.probe, training)
+        rules = expert_rules(run.config.experts, list(tasks.values()))
+        specs, unmatched = expert_specs(rules, fingerprints, run.probe, run.config.experts.training)
         trained = [s for s in specs if s.name != GENERIC]
         units = [_unit(run, s, tasks, sources) for s in trained]
         result = run_units(run, "train experts", train_unit, units, folder="experts", gpu=True)

@@ -14,6 +14,7 @@ from t2v_core.errors import ConfigError, UnknownNameError
 __all__ = [
     "EmbeddingSpec",
     "EvaluationSpec",
+    "ExpertCollectionRule",
     "ExpertRule",
     "ExpertsSpec",
     "FrozenModel",
@@ -234,11 +235,28 @@ class ExpertRule(FrozenModel):
     )
 
 
+class ExpertCollectionRule(FrozenModel):
+    """Many experts by one rule: the largest tasks that match a pattern, or collections of tasks related by lineage."""
+
+    tasks: str = Field(description="Glob pattern of task ids.")
+    by: Literal["task", "lineage"] = Field(
+        "task", description="task: an expert a task; lineage: one for the tasks of a source that share their lineage."
+    )
+    depth: int = Field(1, ge=1, description="lineage: levels from the root down that the tasks share.")
+    largest: int = Field(ge=1, description="So many experts, those with the most train images.")
+    max_tasks: int = Field(
+        8, ge=1, description="lineage: an expert is trained on at most this many tasks, the largest ones."
+    )
+
+
 class ExpertsSpec(FrozenModel):
     """The shelf of experts. The generic one (the probe's own weights) is always the first."""
 
     rules: list[ExpertRule] = Field(
         default_factory=list, description="Experts to fine-tune from the probe's architecture."
+    )
+    collections: list[ExpertCollectionRule] = Field(
+        default_factory=list, description="Rules that name many experts each, after those above."
     )
     training: TrainingSpec = Field(TrainingSpec(), description="Fine-tuning.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from t2v_core.config import ExpertRule, FrozenModel, HeadSpec, TrainingSpec
+from t2v_core.config import ExpertRule, ExpertsSpec, FrozenModel, HeadSpec, TrainingSpec
 from t2v_core.errors import ComputeError, ConfigError
+from t2v_core.fingerprints import readable
 from t2v_core.heads import fit_head
+from t2v_core.library import Task
 from t2v_core.probes import PROBES, Probe
 
-__all__ = ["GENERIC", "ExpertSpec", "TrainedExpert", "TrainingData", "expert_specs", "train_expert"]
+__all__ = ["GENERIC", "ExpertSpec", "TrainedExpert", "TrainingData", "expert_rules", "expert_specs", "train_expert"]
 
 GENERIC = "generic"
 """The expert that was never fine-tuned: the probe's own weights."""
@@ -62,6 +65,48 @@ class TrainedExpert:
     last_loss: float
     """Of the last tenth."""
     seconds: float
+
+
+def expert_rules(spec: ExpertsSpec, library: Sequence[Task]) -> list[ExpertRule]:
+    """The experts of a config by name: its rules, then those that its collections make of the library.
+
+    Args:
+        spec: the rules.
+        library: all tasks.
+
+    Raises:
+        ConfigError: two experts of one name.
+    """
+    rules = list(spec.rules)
+    for collection in spec.collections:
+        groups: dict[str, list[Task]] = {}
+        for task in library:
+            if not fnmatch.fnmatchcase(task.task_id, collection.tasks):
+                continue
+            shared = task.spec.lineage[: collection.depth]
+            if collection.by == "task":
+                groups[task.task_id] = [task]
+            elif len(shared) == collection.depth:
+                groups.setdefault("/".join((task.spec.source, *shared)), []).append(task)
+        for tasks in groups.values():
+            tasks.sort(key=lambda t: (-sum(t.train_counts), t.task_id))
+        # The size of a collection is that of the tasks it is trained on.
+        ranked = sorted(groups.items(), key=lambda g: (-_images(g[1][: collection.max_tasks]), g[0]))
+        rules += [
+            ExpertRule(name=readable(name), tasks=[glob.escape(t.task_id) for t in tasks[: collection.max_tasks]])
+            for name, tasks in ranked[: collection.largest]
+        ]
+    names = [rule.name for rule in rules]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ConfigError(
+            f"two rules make an expert {double[0]!r}; narrow a pattern of experts.collections, or rename a rule"
+        )
+    return rules
+
+
+def _images(tasks: Sequence[Task]) -> int:
+    return sum(sum(t.train_counts) for t in tasks)
 
 
 def expert_specs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from t2v_core.config import ExpertRule, HeadSpec, TrainingSpec
+from t2v_core.config import ExpertRule, ExpertsSpec, HeadSpec, TrainingSpec
 from t2v_core.errors import ComputeError, ConfigError
-from t2v_core.experts import GENERIC, TrainedExpert, TrainingData, expert_specs, train_expert
+from t2v_core.experts import GENERIC, TrainedExpert, TrainingData, expert_rules, expert_specs, train_expert
 from t2v_core.features import extract_features
+from t2v_core.library import Task, TaskSpec
 from t2v_core.probes import Probe, build_network, load_probe
 
 NAME, SIZE = "efficientnet_lite0", 32
@@ -166,3 +168,52 @@ def test_specs_say_what_an_expert_is_made_of() -> None:
     assert (expert.training, expert.task_fingerprints) == (SHORT, ("f1", "f2"))
     for spec in made:
         assert (spec.architecture, spec.parent, spec.image_size) == (NAME, probe().digest, SIZE)
+
+
+def cut(task_id: str, n: int, lineage: tuple[str, ...] = ()) -> Task:
+    spec = TaskSpec(
+        task_id=task_id, source=task_id.split("/")[0], domain="d", kind="binary", label="l", classes=("a", "b"),
+        values=(("a",), ("b",)), lineage=lineage, max_per_class=9, max_ratio=3, seed=0,
+    )  # fmt: skip
+    return Task(spec, (n, n), (1, 1), f"f-{task_id}")
+
+
+LIBRARY = [
+    cut("s/x", 10, ("bird", "owl")), cut("s/y", 30, ("bird",)), cut("s/z", 20, ("cat",)), cut("t/x", 25, ("bird",)),
+    cut("t/[odd]", 40),
+]  # fmt: skip
+
+
+def test_experts_of_the_largest_tasks() -> None:
+    spec = ExpertsSpec.model_validate(
+        {"rules": [{"name": "mine", "tasks": ["s/x"]}], "collections": [{"tasks": "*", "largest": 3}]}
+    )
+    rules = expert_rules(spec, LIBRARY)
+    assert [(r.name, r.tasks) for r in rules] == [
+        ("mine", ["s/x"]),
+        ("t__-odd", ["t/[[]odd]"]),
+        ("s__y", ["s/y"]),
+        ("t__x", ["t/x"]),
+    ]
+    specs, unmatched = expert_specs(rules, {t.task_id: t.fingerprint for t in LIBRARY}, probe(), TrainingSpec())
+    assert [s.tasks for s in specs] == [(), ("s/x",), ("t/[odd]",), ("s/y",), ("t/x",)]
+    assert not unmatched
+
+
+def test_experts_of_related_tasks() -> None:
+    def names(**collection: Any) -> dict[str, list[str]]:
+        spec = ExpertsSpec.model_validate(
+            {"collections": [{"tasks": "*", "by": "lineage", "largest": 9, **collection}]}
+        )
+        return {r.name: r.tasks for r in expert_rules(spec, LIBRARY)}
+
+    assert names() == {"s__bird": ["s/y", "s/x"], "t__bird": ["t/x"], "s__cat": ["s/z"]}
+    assert names(depth=2) == {"s__bird__owl": ["s/x"]}
+    assert names(max_tasks=1, largest=2) == {"s__bird": ["s/y"], "t__bird": ["t/x"]}
+    assert names(tasks="t/*") == {"t__bird": ["t/x"]}
+
+
+def test_two_experts_of_one_name() -> None:
+    spec = ExpertsSpec.model_validate({"collections": [{"tasks": "s/*", "largest": 1}, {"tasks": "*/y", "largest": 1}]})
+    with pytest.raises(ConfigError, match="two rules make an expert 's__y'; narrow a pattern"):
+        expert_rules(spec, LIBRARY)

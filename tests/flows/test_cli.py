@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-COMMANDS = ["run", "select", "embed", "tasks", "report", "probes", "ui"]
+COMMANDS = ["run", "select", "embed", "tasks", "fetch", "plan", "report", "probes", "ui"]
 
 
 def t2v(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

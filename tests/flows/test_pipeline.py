@@ -20,6 +20,8 @@ import pytest
 
 from flows._cluster import shared_cluster
 from flows._keys import EMBEDDING_UNITS
+from flows._plan import Speed, make_plan, probe_of
+from flows._registered import configured
 from flows._stage import StageFailed, StageParams
 from flows._store import Store
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
@@ -49,7 +51,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     return request.getfixturevalue("s3_url"), ""
 
 
-def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str]) -> None:
+def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str], tmp_path: Path) -> None:
     url, address = place
     params = PipelineParams(config=config(), store=url, dask=address, workers=2)
     with shared_cluster(address, 2):
@@ -113,6 +115,25 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str]) 
     # 6. No weights or embeddings by pickle.
     kinds = {key.rsplit(".", 1)[-1] for key in after}
     assert kinds == {"parquet", "json", "safetensors", "html"}
+
+    # 7. The plan finds every unit where it is, and before the first run none.
+    config_now, place = configured(params.config, url)
+    network = probe_of(config_now, place)
+    speed = Speed(images=100.0, binary_heads=10.0)
+    planned = make_plan(config_now, place, network, speed)
+    assert planned.exact
+    assert [(x.stage, x.units, x.there, x.seconds) for x in planned.lines] == [
+        ("ingest", 2, 2, 0),
+        ("probe features", 2, 2, 0),
+        ("embed tasks", 6, 6, 0),
+        ("train experts", 2, 2, 0),
+        ("evaluate experts", 6, 6, 0),
+    ]
+    assert (planned.tasks, planned.experts, planned.cells) == (6, 3, 18)
+    fresh = make_plan(config_now, Store(str(tmp_path / "empty")), network, speed)
+    assert not fresh.exact
+    assert [(x.units, x.there) for x in fresh.lines] == [(2, 0), (2, 0), (6, 0), (2, 0), (6, 0)]
+    assert fresh.lines[3].seconds == 2 * (2 * 8 * 3) / 100  # two experts, steps x batch x (forward + backward)
 
     check_champion(first)
     check_select(url)
