@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from t2v_core import config
 from t2v_core.config import FrozenModel, LibrarySpec, PipelineConfig, TaskRule, load_config
 from t2v_core.errors import ConfigError
+from t2v_core.sources import SOURCES
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
 
@@ -144,3 +145,15 @@ def test_frozen() -> None:
     spec = LibrarySpec(rules=[TaskRule(source="s", label="x")])
     with pytest.raises(ValidationError, match="frozen"):
         spec.seed = 3
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_examples_are_whole(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert {rule.source for rule in config.library.rules} <= {source.name for source in config.sources}
+    assert config.experts.rules or config.experts.collections
+    for source in config.sources:
+        SOURCES[source.loader]
+    wanted = {"paper": 156, "rehearsal": 156}.get(path.stem, 0)
+    assert sum(collection.largest for collection in config.experts.collections) == wanted
