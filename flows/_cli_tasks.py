@@ -78,7 +78,9 @@ def _histogram(tasks: list[Task]) -> None:
 
 
 def _show(tasks: list[Task], skipped: list[tuple[str, str]], *, summary: bool, show_skipped: bool) -> None:
-    if summary:
+    if not tasks:
+        pass
+    elif summary:
         out.print(_counts(tasks))
         _histogram(tasks)
     else:
@@ -105,8 +107,9 @@ def _show_library(name: str, data: str, *, summary: bool, show_skipped: bool) ->
         out.print(f"[yellow]missing[/yellow] {escape(source)}: {escape(reason)}", soft_wrap=True)
     if preview.absent and library.expected:
         out.print(
-            f"{sum(library.expected.values())} tasks when all data are there; {{data}} is {escape(data)} "
-            "(change it with --data)"
+            f"{sum(library.expected.values())} tasks when all data are there; they are looked for in {escape(data)} "
+            "(--data names another folder).",
+            soft_wrap=True,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import replicas
 
 COMMANDS = ["run", "select", "embed", "tasks", "fetch", "plan", "report", "probes", "ui"]
 
@@ -101,3 +102,25 @@ if __name__ == "__main__":
     again = t2v("run", path, "--store", str(tmp_path / "store"), cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "MODEL2VEC" in again.stdout
+
+
+def test_the_papers_library_says_what_is_missing(tmp_path: Path) -> None:
+    replicas.small_cub(tmp_path / "CUB_200_2011", classes=200, per_class=6)
+    told = t2v("tasks", "--library", "paper", "--data", str(tmp_path), "--summary")
+    assert told.returncode == 0, told.stderr
+    assert "cub: 25 tasks on 1200 images" in told.stdout
+    assert "deepfashion: 0 tasks (the complete data give 1000)" in told.stdout
+    assert "25 tasks in all" in told.stdout
+    for name in ("inat2018", "imaterialist", "deepfashion"):
+        assert f"missing {name}: " in told.stdout
+    assert "missing cub" not in told.stdout
+    assert "1460 tasks when all data are there" in told.stdout
+
+
+def test_a_plan_before_anything_ran(config: Callable[..., str], tmp_path: Path) -> None:
+    told = t2v("plan", config(), "--store", str(tmp_path / "store"), "--images-per-second", "1000", "--workers", "4")
+    assert told.returncode == 0, told.stderr
+    assert "6 tasks x 3 experts = 18 cells" in told.stdout
+    assert "at 1,000 images" in told.stdout
+    assert "Nothing was ingested yet" in told.stdout
+    assert "missing gone: " in told.stdout
