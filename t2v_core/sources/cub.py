@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -83,22 +84,32 @@ class CubSource:
         if self.crop:
             wanted["bounding_boxes.txt"] = boxes
         for name, pairs in wanted.items():
-            lacking = [key for key in images if key not in pairs]
-            if lacking:
+            half = f"the archive was half unpacked, or half downloaded; {_MEND}"
+            lacking = next((key for key in images if key not in pairs), None)
+            if lacking is not None:
                 raise SourceError(
                     f"{self._root / name}: {len(pairs):,} lines for {len(images):,} images, none for image "
-                    f"{lacking[0]} ({images[lacking[0]]}); the archive was half unpacked, or half downloaded; {_MEND}"
+                    f"{lacking} ({images[lacking]}); {half}"
+                )
+            if len(pairs) > len(images):
+                extra = next(key for key in pairs if key not in images)
+                raise SourceError(
+                    f"{self._root / 'images.txt'}: {len(images):,} lines where {name} has {len(pairs):,}, none for "
+                    f"image {extra}; {half}"
                 )
         rows = []
-        for number, (key, path) in enumerate(images.items(), start=1):
+        for key, path in images.items():
             if labels[key] not in classes:
+                number = list(labels).index(key) + 1
                 raise SourceError(
                     f"{self._root / 'image_class_labels.txt'}:{number}: class {labels[key]} is not in classes.txt "
                     f"({len(classes)} classes); {_MEND}"
                 )
             if split[key] not in ("0", "1"):
+                number = list(split).index(key) + 1
                 raise SourceError(
-                    f"{self._root / 'train_test_split.txt'}:{number}: got {split[key]!r}; wanted 1 (train) or 0 (test)"
+                    f"{self._root / 'train_test_split.txt'}:{number}: got {split[key]!r}; wanted 1 (train) or 0 "
+                    f"(test); {_MEND}"
                 )
             name = classes[labels[key]]
             place = places[name]
@@ -142,14 +153,16 @@ class CubSource:
 
     def read(self, locator: str) -> bytes:
         """One photograph, or the part of it in the bounding box."""
-        path, _, box = locator.partition("#") if self.crop else (locator, "", "")
+        path, _, box = locator.rpartition("#") if self.crop and "#" in locator else (locator, "", "")
         data = read_file(self._root / "images", path)
         if not box:
             return data
         try:
-            x, y, width, height = (float(v) for v in box.split())
+            x, y, width, height = edges = [float(v) for v in box.split()]
         except ValueError as error:
             raise ImageError(f"its bounding box is {box!r}; wanted x, y, width and height") from error
+        if not all(map(math.isfinite, edges)):
+            raise ImageError(f"its bounding box is {box!r}; wanted finite numbers")
         image = decode_image(data)
         left, top = max(0, int(x)), max(0, int(y))
         right, bottom = min(image.width, int(x + width)), min(image.height, int(y + height))

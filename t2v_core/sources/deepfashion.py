@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from t2v_core.errors import SourceError
-from t2v_core.sources._layout import coded_column, need, refuse_outside, revision_of
+from t2v_core.sources._layout import coded_column, need, refuse_outside, revision_of, text_lines
 from t2v_core.sources._missing import check_missing, digest_of, missing_files
 from t2v_core.sources.base import SourceInfo, read_file, unknown_of
 
@@ -44,14 +44,14 @@ class DeepFashionSource:
     def _records(self, name: str) -> list[tuple[str, str]]:
         """``NAME VALUE`` a line below two lines of header, the first with their number."""
         path = self._file(name)
-        with path.open(encoding="utf-8") as file:
-            total = _header(path, file.readline(), file.readline())
-            records = []
-            for number, line in enumerate(file, start=3):
-                key, _, value = line.rstrip().rpartition(" ")
-                if not key.strip():
-                    raise SourceError(f"{path}:{number}: got {line.strip()!r:.80}; wanted a name and a value; {_MEND}")
-                records.append((key.strip(), value))
+        lines = iter(text_lines(path, _MEND))
+        total = _header(path, next(lines, ""), next(lines, ""))
+        records = []
+        for number, line in enumerate(lines, start=3):
+            parts = line.rsplit(maxsplit=1)
+            if len(parts) < 2:
+                raise SourceError(f"{path}:{number}: got {line.strip()!r:.80}; wanted a name and a value; {_MEND}")
+            records.append((parts[0].strip(), parts[1]))
         _complete(path, len(records), total)
         return records
 
@@ -83,7 +83,7 @@ class DeepFashionSource:
         paths: list[str] = []
         lists: tuple[list[NDArray[np.int16]], list[NDArray[np.int16]]] = ([], [])
         with path.open("rb") as file:
-            total = _header(path, file.readline().decode(), file.readline().decode())
+            total = _header(path, *(file.readline().decode("utf-8", "backslashreplace") for _ in range(2)))
             for number, line in enumerate(file, start=3):
                 name, values = _states(path, number, line, len(names))
                 paths.append(name)
@@ -144,10 +144,14 @@ class DeepFashionSource:
         odd = next((i for i, s in enumerate(split) if s not in _SPLITS), None)
         if odd is not None:
             raise SourceError(
-                f"{self._file('list_eval_partition.txt')}: {paths[odd]} is of {split[odd]!r}; wanted train, val or test"
+                f"{self._file('list_eval_partition.txt')}: {paths[odd]} is of {split[odd]!r}; wanted train, val or "
+                f"test; {_MEND}"
             )
         categories = self._records("list_category_cloth.txt")
-        code = np.array([int(v) if v.isdigit() else 0 for v in self._aligned("list_category_img.txt")]) - 1
+        code = (
+            np.array([int(v) if v.isdecimal() and len(v) < 10 else 0 for v in self._aligned("list_category_img.txt")])
+            - 1
+        )
         if ((code < 0) | (code >= len(categories))).any():
             odd = int(np.flatnonzero((code < 0) | (code >= len(categories)))[0])
             raise SourceError(
@@ -184,7 +188,7 @@ class DeepFashionSource:
 
 
 def _header(path: Path, first: str, second: str) -> int:
-    if not first.strip().isdigit() or not second.strip() or second.split()[0].endswith((".jpg", ".png")):
+    if not first.strip().isdecimal() or not second.strip() or second.split()[0].endswith((".jpg", ".png")):
         raise SourceError(
             f"{path}:1: got {first.strip()!r:.40} and {second.strip()!r:.40}; wanted the number of rows, then "
             f"the names of the columns; {_MEND}"
@@ -201,7 +205,8 @@ def _complete(path: Path, found: int, total: int) -> None:
 
 def _states(path: Path, number: int, line: bytes, n: int) -> tuple[str, NDArray[np.int8]]:
     """A line's image and its values -1, 0 and 1."""
-    name, _, rest = line.strip().partition(b" ")
+    name, *more = line.split(maxsplit=1)[:2] or [b""]
+    rest = more[0].rstrip() if more else b""
     # One digit a value once the spaces are gone; a minus sign marks the digit behind it.
     packed = np.frombuffer(rest.translate(None, b" \t"), np.uint8)
     minus = packed == ord("-")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from t2v_core.errors import SourceError
-from t2v_core.sources._layout import json_items, need, revision_of, text_lines
+from t2v_core.sources._layout import json_items, need, revision_of, text_lines, whole_number
 from t2v_core.sources._missing import check_missing, digest_of
 from t2v_core.sources.base import SourceInfo, read_file
 
@@ -27,7 +27,13 @@ _MEND = (
     "get train.json and validation.json of the competition imaterialist-challenge-fashion-2018 (kaggle.com), download "
     "the images that they list as train/ID.jpg and validation/ID.jpg, and name the folder with `root:`"
 )
+_MAP_MEND = "get it again from github.com/visipedia/imat_fashion_comp, or take it away: labels then go by their numbers"
 _PARTS = {"train": "train", "validation": "test"}
+_CODES: Mapping[str | int, int] = {
+    **{i: i - 1 for i in range(1, N_LABELS + 1)},
+    **{str(i): i - 1 for i in range(1, N_LABELS + 1)},
+}
+"""A label, in either spelling, to its code from 0."""
 _MAP = "iMat_fashion_2018_label_map_228.csv"
 
 
@@ -51,20 +57,25 @@ class IMaterialistSource:
         rows = list(csv.DictReader(io.StringIO("\n".join(text_lines(path, _MEND)))))
         lacking = {"labelId", "labelName", "taskName"} - set(rows[0] if rows else ())
         if lacking:
-            raise SourceError(f"{path}:1: no column {', '.join(sorted(lacking))}; it is of another competition")
+            raise SourceError(
+                f"{path}:1: no column {', '.join(sorted(lacking))}; it is of another competition; {_MAP_MEND}"
+            )
         names: dict[str, str] = {}
         groups: dict[str, tuple[str, ...]] = {}
         for number, row in enumerate(rows, start=2):
-            name = f"{row['taskName'].split(':')[-1]}/{row['labelName']}"
+            if not all(row[column] for column in ("labelId", "labelName", "taskName")):
+                raise SourceError(f"{path}:{number}: got {list(row.values())}; wanted four values; {_MAP_MEND}")
+            group = row["taskName"].split(":")[-1]
+            name = f"{group}/{row['labelName']}"
             if name in groups or row["labelId"] in names:
-                raise SourceError(f"{path}:{number}: label {row['labelId']} ({name}) is there already; fetch it again")
+                raise SourceError(f"{path}:{number}: label {row['labelId']} ({name}) is there already; {_MAP_MEND}")
             names[row["labelId"]] = name
-            groups[name] = (row["taskName"].split(":")[-1],)
+            groups[name] = (group,)
         absent = [i for i in range(1, N_LABELS + 1) if str(i) not in names]
         if absent or len(names) != N_LABELS:
             raise SourceError(
                 f"{path}: {len(names)} labels, label {absent[0] if absent else max(names)} is "
-                f"{'not there' if absent else 'one too many'}; wanted 1 to {N_LABELS}"
+                f"{'not there' if absent else 'one too many'}; wanted 1 to {N_LABELS}; {_MAP_MEND}"
             )
         return [names[str(i)] for i in range(1, N_LABELS + 1)], groups
 
@@ -81,18 +92,24 @@ class IMaterialistSource:
             owners.append(_number(path, n, item, "imageId", "image_id"))
             codes.extend(_labels(path, n, item))
             offsets.append(len(codes))
+        if not ids or not owners:
+            raise SourceError(
+                f"{path}: {len(ids):,} images, {len(owners):,} annotations; it is of another competition, or the list "
+                f"of test images, whose labels are not public; {_MEND}"
+            )
         arrays = (np.array(ids, np.int64), np.array(owners), np.array(offsets), np.array(codes))
         return _rows(name, split, *arrays, self._map[0])
 
     @cached_property
     def _files(self) -> Mapping[str, str]:
-        """Image id, as ``train/12``, to the file that is there, whatever its extension."""
-        there = {}
+        """Image id, as ``train/12``, to the file that is there, whatever its extension; of several, ``.jpg``."""
+        there: dict[str, str] = {}
         for name in _PARTS:
             folder = self._root / name
             if folder.is_dir():
-                with os.scandir(folder) as entries:
-                    there.update({f"{name}/{e.name.partition('.')[0]}": f"{name}/{e.name}" for e in entries})
+                # The last one of a dictionary's equal keys stays.
+                found = sorted(os.listdir(folder), key=lambda file: (file.endswith(".jpg"), file))
+                there.update({f"{name}/{file.partition('.')[0]}": f"{name}/{file}" for file in found})
         return there
 
     @cached_property
@@ -153,12 +170,13 @@ def _items(path: Path, key: str) -> Any:
 
 def _number(path: Path, n: int, item: Mapping[str, Any], *names: str) -> int:
     value = next((item[name] for name in names if name in item), None)
-    if value is None or not str(value).isdigit():
+    number = whole_number(value)
+    if number is None:
         raise SourceError(
-            f"{path}: entry {n} has {' or '.join(names)} {value!r}; wanted a number. It is of another competition, or "
-            f"damaged; {_MEND}"
+            f"{path}: entry {n} has {' or '.join(names)} {value!r:.40}; wanted a number. It is of another competition, "
+            f"or damaged; {_MEND}"
         )
-    return int(value)
+    return number
 
 
 def _labels(path: Path, n: int, item: Mapping[str, Any]) -> list[int]:
@@ -167,28 +185,23 @@ def _labels(path: Path, n: int, item: Mapping[str, Any]) -> list[int]:
     if not isinstance(values, list):
         raise SourceError(f"{path}: annotation {n} has labelId {values!r:.40}; wanted a list of numbers; {_MEND}")
     try:
-        codes = [int(v) - 1 for v in values]
-    except (TypeError, ValueError):
-        codes = [-1]
-    if codes and not (min(codes) >= 0 and max(codes) < N_LABELS):
-        wrong = next((v for v in values if not str(v).isdigit() or not 1 <= int(v) <= N_LABELS), values)
+        return [_CODES[v] for v in values]
+    except (KeyError, TypeError):
+        wrong = next(v for v in values if not isinstance(v, (str, int)) or v not in _CODES)
         raise SourceError(
-            f"{path}: annotation {n} has the label {wrong!r}; wanted 1 to {N_LABELS} (the competition of 2018)"
-        )
-    return codes
+            f"{path}: annotation {n} has the label {wrong!r:.40}; wanted 1 to {N_LABELS}; it is of another year's "
+            f"competition; {_MEND}"
+        ) from None
 
 
 def _rows(name: str, split: str, ids: Any, owners: Any, offsets: Any, codes: Any, values: list[str]) -> pa.Table:
     """Labels beside the images they belong to; an image without an annotation has a null list."""
     order = np.argsort(owners, kind="stable")
-    place = np.searchsorted(owners[order], ids) if len(owners) else np.zeros(len(ids), np.int64)
-    place = np.minimum(place, max(0, len(owners) - 1))
-    known = owners[order][place] == ids if len(owners) else np.zeros(len(ids), bool)
-    of = order[place] if len(owners) else place
-    lengths = np.where(known, np.diff(offsets)[of], 0) if len(owners) else np.zeros(len(ids), np.int64)
+    of = order[np.minimum(np.searchsorted(owners[order], ids), len(owners) - 1)]
+    known = owners[of] == ids
+    lengths = np.where(known, np.diff(offsets)[of], 0)
     ends = np.cumsum(lengths)
-    starts = offsets[of] if len(owners) else np.zeros(len(ids), np.int64)
-    taken = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    taken = np.arange(int(ends[-1])) + np.repeat(offsets[of] - (ends - lengths), lengths)
     lists = pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], ends]).astype(np.int32)),
         pa.DictionaryArray.from_arrays(pa.array(codes[taken].astype(np.int16)), pa.array(values, pa.string())),

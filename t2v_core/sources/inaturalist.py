@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from t2v_core.errors import ConfigError, SourceError
-from t2v_core.sources._layout import coded_column, json_items, need, refuse_outside, revision_of
+from t2v_core.sources._layout import coded_column, json_items, need, refuse_outside, revision_of, whole_number
 from t2v_core.sources._missing import check_missing, digest_of, missing_files
 from t2v_core.sources.base import SourceInfo, read_file
 
@@ -29,7 +29,7 @@ _YEARS: Mapping[int, tuple[str, str]] = {
     2021: ("train.json", "val.json"),
 }
 _LINEAGE_APART = (2018, 2019)
-"""Years whose annotation files hide the names; ``categories.json`` has them."""
+"""Years whose annotation files have made-up names; ``categories.json`` has the true ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,26 +63,45 @@ class INaturalistSource:
 
     @cached_property
     def _files(self) -> list[Path]:
-        names = [*_YEARS[self.year], *(["categories.json"] if self.year in _LINEAGE_APART else [])]
-        return [need(self._root / name, self._mend) for name in names]
+        files = [need(self._root / name, self._mend) for name in _YEARS[self.year]]
+        apart = self._root / "categories.json"
+        return [*files, apart] if self.year in _LINEAGE_APART and apart.is_file() else files
 
     @cached_property
     def _categories(self) -> dict[int, dict[str, str]]:
-        """Category id to lineage and species."""
-        path = self._files[-1] if self.year in _LINEAGE_APART else self._files[0]
-        prefix = "" if self.year in _LINEAGE_APART else "categories"
+        """Category id to lineage and species; an empty text where a rank has no name."""
+        train, apart = self._files[0], self._files[-1]
+        if len(self._files) == 2:
+            return self._listed(train, "categories")
+        out = self._listed(apart, "")
+        theirs = {whole_number(item.get("id")) for item in json_items(train, "categories", self._mend)}
+        if theirs and theirs != out.keys():
+            raise SourceError(
+                f"{apart}: {len(out):,} categories where {train.name} lists {len(theirs):,} of other ids; it is of "
+                f"another year; {self._mend}"
+            )
+        return out
+
+    def _listed(self, path: Path, prefix: str) -> dict[int, dict[str, str]]:
         out: dict[int, dict[str, str]] = {}
         for n, item in enumerate(json_items(path, prefix, self._mend), start=1):
-            lacking = [rank for rank in ("id", "name", *self._ranks) if item.get(rank) in (None, "")]
-            if lacking:
+            number = whole_number(item.get("id"))
+            name = item.get("name")
+            lacking = [] if name else ["name"]
+            lacking += [rank for rank in self._ranks if item.get(rank) is None]
+            if number is None or lacking:
+                needed = prefix and self.year in _LINEAGE_APART
+                cause = f"{self._root / 'categories.json'} is missing" if needed else "it is of another year"
                 raise SourceError(
-                    f"{path}: category {n} ({str(item.get('name'))[:40]}) has no {', '.join(lacking)}; it is of "
-                    f"another year; {self._mend}"
+                    f"{path}: category {n} ({str(name)[:40]}) has no {', '.join(lacking) or 'id that is a number'}; "
+                    f"{cause}; {self._mend}"
                 )
-            if int(item["id"]) in out:
-                raise SourceError(f"{path}: category {n} has the id {item['id']} of another one; {self._mend}")
-            out[int(item["id"])] = {**{r: str(item[r]) for r in self._ranks}, "species": str(item["name"])}
-        _no_ring(path, [[c[r] for r in (*self._ranks, "species")] for c in out.values()])
+            if number in out:
+                raise SourceError(f"{path}: category {n} has the id {number} of another one; {self._mend}")
+            out[number] = {**{r: str(item[r]) for r in self._ranks}, "species": str(name)}
+        if not out:
+            raise SourceError(f"{path}: no categories; {self._mend}")
+        _no_ring(path, [[c[r] for r in (*self._ranks, "species") if c[r]] for c in out.values()])
         return out
 
     @cached_property
@@ -94,22 +113,33 @@ class INaturalistSource:
         for path in self._files[:2]:
             ids = array.array("q")
             for n, item in enumerate(json_items(path, "images", self._mend), start=1):
-                if not isinstance(item.get("id"), int) or not isinstance(item.get("file_name"), str):
+                number, name = whole_number(item.get("id")), item.get("file_name")
+                if number is None or not isinstance(name, str):
                     raise SourceError(f"{path}: image {n} has no id or no file_name; {self._mend}")
-                ids.append(item["id"])
-                names.append(item["file_name"])
+                ids.append(number)
+                names.append(name)
             if not ids:
                 raise SourceError(f"{path}: no images; {self._mend}")
             owners, of = array.array("q"), array.array("q")
             for n, item in enumerate(json_items(path, "annotations", self._mend), start=1):
-                if item.get("category_id") not in self._categories:
+                owner, category = whole_number(item.get("image_id")), whole_number(item.get("category_id"))
+                if owner is None:
                     raise SourceError(
-                        f"{path}: annotation {n} (image {item.get('image_id')}) is of category "
-                        f"{item.get('category_id')!r}, which is not among the {len(self._categories):,} categories; "
+                        f"{path}: annotation {n} has the image_id {item.get('image_id')!r:.40}; wanted a number; "
+                        f"{self._mend}"
+                    )
+                if category is None or category not in self._categories:
+                    raise SourceError(
+                        f"{path}: annotation {n} (image {owner}) is of category "
+                        f"{item.get('category_id')!r:.40}, which is none of the {len(self._categories):,} categories; "
                         f"the files are of different years; {self._mend}"
                     )
-                owners.append(int(item["image_id"]))
-                of.append(item["category_id"])
+                owners.append(owner)
+                of.append(category)
+            if not owners:
+                raise SourceError(
+                    f"{path}: no annotations, as in the list of test images, whose labels are not public; {self._mend}"
+                )
             categories.append(_join(np.array(ids), np.array(owners, np.int64), np.array(of, np.int64)))
             sizes.append(len(ids))
             refuse_outside(names[-len(ids) :], path)
@@ -150,13 +180,13 @@ class INaturalistSource:
             "split": pa.array(np.repeat(np.array(["train", "test"], object), sizes), pa.string()),
         }
         known = sorted(self._categories)
-        place = np.where(categories >= 0, np.searchsorted(known, categories), -1)
+        place = np.searchsorted(known, categories)  # an image without a category is told by its -1 below
         for rank in (*self._ranks, "species"):
             values = [self._categories[c][rank] for c in known]
-            unique = sorted(set(values))
-            code = {value: i for i, value in enumerate(unique)}
+            unique = sorted(set(values) - {""})
+            code = {"": -1, **{value: i for i, value in enumerate(unique)}}
             of = np.array([code[value] for value in values], np.int64)
-            columns[rank] = coded_column(np.where(place >= 0, of[place], -1), unique)
+            columns[rank] = coded_column(np.where(categories >= 0, of[place], -1), unique)
         return pa.table(columns)
 
     def read(self, locator: str) -> bytes:
@@ -174,8 +204,6 @@ class INaturalistSource:
 
 def _join(ids: Any, owners: Any, of: Any) -> Any:
     """The category of each image; the first annotation counts, -1 for an image without one."""
-    if len(owners) == 0:
-        return np.full(len(ids), -1, np.int64)
     order = np.argsort(owners, kind="stable")
     place = np.minimum(np.searchsorted(owners[order], ids), len(owners) - 1)
     found = order[place]

@@ -144,7 +144,7 @@ def test_half_downloaded_files(kind: str, file: str, said: str, tmp_path: Path) 
         ("imaterialist", "train.json", '"labelId":[', '"labels":[', "annotation 1 has labelId None"),
         ("imaterialist", "iMat_fashion_2018_label_map_228.csv", "\n7,", "\n8,", "label_map_228.csv:9: label 8"),
         ("imaterialist", "iMat_fashion_2018_label_map_228.csv", "labelName", "name", "csv:1: no column labelName"),
-        ("inaturalist", "train2018.json", '"category_id":1}', '"category_id":88}', r"is of category 88, which is not am"),
+        ("inaturalist", "train2018.json", '"category_id":1}', '"category_id":88}', r"is of category 88, which is none of the"),
         ("inaturalist", "train2018.json", "train_val2018/0", "../train_val2018/0", "image 1 has the path '../train_val"),
         ("inaturalist", "categories.json", '"order": "O1"', '"ord": "O1"', r"category 4 .* has no order; it is of another y"),
         ("inaturalist", "categories.json", '"id": 1,', '"id": 0,', "category 2 has the id 0 of another one"),
