@@ -76,7 +76,7 @@ def embedding_key(task_id: str, probe: str, digest: str) -> str:
 
 def expert_key(spec: ExpertSpec) -> str:
     """Folder of an expert; `expert.json` in it is written last."""
-    shaping = spec.model_dump(mode="json", exclude={"name", "tasks"})
+    shaping = spec.model_dump(mode="json", exclude={"name": True, "tasks": True, "training": {"checkpoint_every"}})
     return f"experts/{readable(spec.name)}-{fingerprint('expert', shaping)}"
 
 

@@ -134,6 +134,14 @@ def _embedding_passes(config: PipelineConfig, task: Task) -> float:
     return each.get(spec.estimator, spec.draws * (1 + BACKWARD))
 
 
+def _training_passes(config: PipelineConfig, spec: ExpertSpec, library: TaskLibrary) -> float:
+    """Forward passes of a fine-tuning."""
+    training, tasks = config.experts.training, set(spec.tasks)
+    images = sum(sum(t.train_counts) for t in library.tasks if t.task_id in tasks)
+    seen = training.steps * training.batch_size if training.steps else training.epochs * images
+    return seen * (1 + BACKWARD)
+
+
 def _head_seconds(tasks: list[Task], speed: Speed) -> float:
     """Heads of tasks, by images and classes against a binary one of a thousand images."""
     return sum(sum(t.train_counts) / 1000 * max(1, len(t.spec.classes) / 2) for t in tasks) / speed.binary_heads
@@ -167,7 +175,6 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
         config.experts.training,
     )
     digests = {spec.name: _digest(store, spec, there) for spec in specs[1:]} | {GENERIC: probe.digest}
-    training = config.experts.training
     weights = 4 * sum(p.numel() for p in probe.network.parameters())
     fingerprints = [embedding_fingerprint(t, config.probe, probe.digest, config.embedding) for t in library.tasks]
     lines = [
@@ -196,7 +203,7 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
             "train experts",
             [f"{expert_key(spec)}/expert.json" for spec in specs[1:]],
             there,
-            [(training.steps * training.batch_size * (1 + BACKWARD), 0.0, weights) for _ in specs[1:]],
+            [(_training_passes(config, spec, library), 0.0, weights) for spec in specs[1:]],
             speed,
         ),
         _line(

@@ -7,25 +7,30 @@ create-only, and returns the key with its log records. A unit whose key is there
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from safetensors import SafetensorError
 from safetensors.numpy import save
+from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 
-from flows._data import Extractor, annotations, features, load_extractor, load_images, read_cells, weights_of
+from flows._data import Extractor, annotations, features, load_extractor, load_images, read_cells
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec
 from t2v_core.embedding import embed_features
-from t2v_core.experts import ExpertSpec, TrainingData, train_expert
+from t2v_core.errors import WeightsError
+from t2v_core.experts import ExpertSpec
+from t2v_core.finetune import State, TrainedExpert, TrainingData, train_expert
 from t2v_core.library import TaskSpec, resolve_task
 from t2v_core.matrix import ErrorMatrix, expert_vectors
 from t2v_core.model2vec import fit_model2vec, leave_one_task_out
-from t2v_core.probes import build_network, load_probe
+from t2v_core.probes import Probe, load_probe
 from t2v_core.records import EmbeddingTable, embedding_row
 from t2v_core.transfer import cells_table, evaluate_block
 
@@ -71,6 +76,31 @@ def embed_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _checkpoint(folder: str) -> str:
+    return f"{folder}/checkpoint.safetensors"
+
+
+def _trained(
+    store: Store, folder: str, probe: Probe, data: list[TrainingData], spec: ExpertSpec, head: HeadSpec
+) -> tuple[TrainedExpert, list[str]]:
+    """Train from the last checkpoint where there is one; a damaged one is said, deleted, and training starts over."""
+    key, training, said = _checkpoint(folder), spec.training, []
+    assert training is not None
+
+    def keep(state: State) -> None:
+        store.replace(key, save_torch(dict(state)))
+
+    if store.exists(key):
+        try:
+            state = load_torch(store.read(key))
+            trained = train_expert(probe, data, training, head=head, resume=state, save=keep)
+            return trained, [f"{spec.name}: went on from step {len(state['losses'])}"]
+        except (WeightsError, SafetensorError) as error:
+            store.delete(key)
+            said.append(f"{spec.name}: its checkpoint {key} was damaged and is deleted, training starts over ({error})")
+    return train_expert(probe, data, training, head=head, save=keep), said
+
+
 def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Fine-tune one expert; weights and heads as safetensors, its record last."""
     store, folder = Store(store_url), payload["key"]
@@ -83,18 +113,11 @@ def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     data = []
     for task_payload, prefix in payload["tasks"]:
         task = TaskSpec.model_validate(task_payload)
-        rows, labels, _ = resolve_task(task, annotations(store_url, prefix)).part(test=False)
+        rows, labels, groups = resolve_task(task, annotations(store_url, prefix)).part(test=False)
         values, _, _ = features(store_url, extractor, probe.digest, prefix)
         images = load_images(store_url, prefix, probe.transform, rows)
-        data.append(TrainingData(task.task_id, images, labels, values[rows]))
-    network = build_network(
-        extractor.architecture,
-        weights_of(store_url, extractor.weights),
-        extractor.seed,
-        image_size=extractor.image_size,
-    )
-    assert spec.training is not None
-    trained = train_expert(network, probe, data, spec.training, head=head)
+        data.append(TrainingData(task.task_id, images, labels, values[rows], groups))
+    trained, said = _trained(store, folder, probe, data, spec, head)
     digest = load_probe(spec.architecture, trained.state, image_size=spec.image_size).digest
     store.replace(f"{folder}/weights.safetensors", save_torch(dict(trained.state)))
     store.replace(f"{folder}/heads.safetensors", save_torch(dict(trained.heads)))
@@ -104,13 +127,19 @@ def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         "digest": digest,
         "first_loss": trained.first_loss,
         "last_loss": trained.last_loss,
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "held_out_loss": None if math.isnan(trained.held_out_loss) else trained.held_out_loss,
         "seconds": trained.seconds,
         "device": str(probe.device),
     }
     wrote = store.put_json(done, record)
-    return _answer(
-        done, wrote, f"{spec.name}: loss {trained.first_loss:.3f} to {trained.last_loss:.3f} in {trained.seconds:.1f} s"
+    store.delete(_checkpoint(folder))
+    said.append(
+        f"{spec.name}: loss {trained.first_loss:.3f} to {trained.last_loss:.3f} in {trained.steps} steps, "
+        f"{trained.seconds:.1f} s"
     )
+    return _answer(done, wrote, *said)
 
 
 def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:

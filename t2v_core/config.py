@@ -216,13 +216,37 @@ class EmbeddingSpec(FrozenModel):
 
 
 class TrainingSpec(FrozenModel):
-    """Fine-tuning of an expert, head first, then all layers with BatchNorm frozen."""
+    """Fine-tuning of an expert: heads first, to convergence on the start's features; then all layers, BatchNorm frozen.
 
-    steps: int = Field(96, ge=1, description="Optimiser steps.")
+    The defaults are the reference recipe's values, whose heads take ten epochs of Adam instead.
+    """
+
+    epochs: float = Field(60, gt=0, description="Passes over the train images of all of the expert's tasks.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps; empty: as many as the epochs take.")
     batch_size: int = Field(64, ge=2, description="Images in one step.")
-    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW; warm-up, then cosine decay.")
-    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of AdamW.")
+    optimiser: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with momentum; adamw.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay; adamw's is decoupled.")
+    schedule: Literal["step", "cosine"] = Field(
+        "step",
+        description="step: a tenth of the rate after two thirds of the steps; cosine: warm-up over the first tenth, "
+        "then cosine decay.",
+    )
     shift: int = Field(4, ge=0, description="Random translation in pixels, as augmentation.")
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the groups held out of training: the weights that are best on them are kept, and "
+        "training ends early where they get no better. 0: all images train and all steps are taken.",
+    )
+    look_every: int = Field(50, ge=1, description="Steps between two looks at the held-out images.")
+    patience: int = Field(5, ge=1, description="Looks without a lower held-out loss after which training ends.")
+    mixed_precision: bool = Field(True, description="On a GPU: forward passes in bfloat16, weights in float32.")
+    checkpoint_every: int = Field(
+        200, ge=1, description="Steps between two checkpoints in the store; does not change the result."
+    )
     seed: int = Field(0, description="Seed of batches and augmentation.")
 
 

@@ -71,6 +71,8 @@ class Probe:
     """The layers with filters, in the order of the forward pass."""
     scales: tuple[torch.Tensor, ...]
     """Per unit ``[n_filters]``: s of the folded BatchNorm (1 where none was folded)."""
+    folded: tuple[tuple[str, str], ...]
+    """(convolution, BatchNorm) names in `original` of what is one convolution in `network`."""
     transform: ImageTransform
     """What turns an image into the network's input."""
 
@@ -239,9 +241,10 @@ def _batchnorm_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[st
 
 
 @torch.no_grad()
-def _fold_batchnorm(network: nn.Module, example: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Fold each BatchNorm into the convolution before it, in place; returns s per folded convolution."""
+def _fold_batchnorm(network: nn.Module, example: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Fold each BatchNorm into the convolution before it, in place; s and the BatchNorm per folded convolution."""
     scales: dict[str, torch.Tensor] = {}
+    norms: dict[str, str] = {}
     for conv_name, norm_name in _batchnorm_pairs(network, example):
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -255,11 +258,11 @@ def _fold_batchnorm(network: nn.Module, example: torch.Tensor) -> dict[str, torc
         bias = conv.bias if conv.bias is not None else torch.zeros_like(s)
         conv.bias = nn.Parameter((bias - norm.running_mean) * s + shift, requires_grad=False)
         conv.weight.mul_(s[:, None, None, None])
-        scales[conv_name] = s.clone()
+        scales[conv_name], norms[conv_name] = s.clone(), norm_name
         parent, _, child = norm_name.rpartition(".")
         # timm's BatchNormAct2d holds its activation; a plain BatchNorm2d has none.
         setattr(network.get_submodule(parent), child, getattr(norm, "act", None) or nn.Identity())
-    return scales
+    return scales, norms
 
 
 @torch.no_grad()
@@ -306,14 +309,14 @@ def probe_from_module(
     example, before = _features_without_head(net, network, head, transform.size)
     digest, n_features = _weights_digest(network), before.shape[1]
     folded = copy.deepcopy(original)
-    scales = _fold_batchnorm(folded, example)
+    scales, norms = _fold_batchnorm(folded, example)
     with torch.no_grad():
         after = folded(example)
     # A convolution whose output is also used elsewhere must not be folded; the functions then differ.
     if scales and torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
         network = folded
     else:
-        scales = {}
+        scales, norms = {}, {}
     units: list[Unit] = []
     unit_scales: list[torch.Tensor] = []
     for unit_name in record_units(network, example):
@@ -338,5 +341,6 @@ def probe_from_module(
         n_features=n_features,
         units=tuple(units),
         scales=tuple(unit_scales),
+        folded=tuple(norms.items()),
         transform=transform,
     )
