@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from flows._keys import ERROR_MATRIX, features_key
 from flows._store import Store
 from t2v_core.annotations import Annotations
 from t2v_core.config import FrozenModel
-from t2v_core.errors import StoreError
-from t2v_core.features import extract_features
+from t2v_core.errors import StoreError, WeightsError
+from t2v_core.extractors import FeatureExtractor, check_extractor, extractor_of_network, extractor_of_program
+from t2v_core.features import GivesFeatures, extract_features
 from t2v_core.images import ImageTransform, decode_image
 from t2v_core.packing import ROWS_IN_GROUP
 from t2v_core.probes import Probe, load_probe
@@ -30,6 +32,7 @@ __all__ = [
     "load_extractor",
     "load_images",
     "load_network",
+    "load_outside",
     "read_cells",
     "source_record",
     "weights_of",
@@ -42,13 +45,21 @@ READERS = 8
 
 
 class Extractor(FrozenModel):
-    """A network by name: the probe's architecture and where its weights are."""
+    """A network by name: its architecture and where its weights are; or a program."""
 
     architecture: str
     weights: str
     """``imagenet``, ``random``, a file, or ``store:KEY`` for an expert's."""
     image_size: int
     seed: int = 0
+    outside: bool = False
+    """It was not made here: it gives features, and need be no probe."""
+    program: str = ""
+    """A file or ``store:KEY``, instead of an architecture."""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    digest: str = ""
+    """Of an extractor from outside: its weights must have it."""
 
 
 @lru_cache(maxsize=64)
@@ -73,6 +84,35 @@ def weights_of(store_url: str, weights: str) -> str | dict[str, torch.Tensor]:
         return weights
     data = Store(store_url).read(weights.removeprefix("store:"))
     return {k: torch.from_numpy(v) for k, v in load(data).items()}
+
+
+@lru_cache(maxsize=2)
+def load_outside(store_url: str, extractor: Extractor) -> FeatureExtractor:
+    """An extractor from outside, checked, on a GPU where this worker has one.
+
+    Raises:
+        WeightsError: what it is made of is missing, damaged, or not what was registered.
+        ProbeError: it gives no proper features.
+    """
+    x = extractor
+    if x.program:
+        where = x.program.removeprefix("store:")
+        data = Store(store_url).read(where) if where != x.program else _file(where)
+        made = extractor_of_program(data, x.program, image_size=x.image_size, mean=x.mean, std=x.std)
+    else:
+        weights = weights_of(store_url, x.weights)
+        made = extractor_of_network(
+            x.architecture, weights, image_size=x.image_size, mean=x.mean, std=x.std, seed=x.seed
+        )
+    check_extractor(made, x.digest)
+    return made.to(torch.device("cuda")) if torch.cuda.is_available() else made
+
+
+def _file(path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path!r}: {error.strerror or error}; name a file, or store:KEY") from error
 
 
 @lru_cache(maxsize=3)
@@ -166,7 +206,7 @@ def features(
     seconds, made = 0.0, False
     if not store.exists(key):
         began = time.perf_counter()
-        probe = load_extractor(store_url, extractor)
+        probe: GivesFeatures = (load_outside if extractor.outside else load_extractor)(store_url, extractor)
         parts = []
         for start in range(0, n, 4096):
             rows = np.arange(start, min(start + 4096, n))

@@ -28,6 +28,7 @@ __all__ = [
     "expert_key",
     "features_key",
     "library_key",
+    "outside_key",
     "pointer_key",
     "report_key",
     "result_key",
@@ -78,6 +79,11 @@ def expert_key(spec: ExpertSpec) -> str:
     """Folder of an expert; `expert.json` in it is written last."""
     shaping = spec.model_dump(mode="json", exclude={"name": True, "tasks": True, "training": {"checkpoint_every"}})
     return f"experts/{readable(spec.name)}-{fingerprint('expert', shaping)}"
+
+
+def outside_key(name: str, digest: str, suffix: str) -> str:
+    """A file of an expert from outside: weights or a program."""
+    return f"experts/outside/{readable(name)}-{digest}{suffix}"
 
 
 def block_key(expert: str, digest: str, image_size: int, source: str, tasks: list[Task], spec: EvaluationSpec) -> str:

@@ -1,4 +1,4 @@
-"""Tasks that people add to a pipeline while it runs: kept in the store, merged into the config whenever it is read."""
+"""Tasks and experts that people add to a pipeline: kept in the store, merged into the config whenever it is read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from pydantic import Field
 
 from flows._settings import store_url
 from flows._store import Store
-from t2v_core.config import FrozenModel, PipelineConfig, SourceSpec, TaskRule, load_config
+from t2v_core.config import ExternalExpert, FrozenModel, PipelineConfig, SourceSpec, TaskRule, load_config
 from t2v_core.errors import ConfigError
 from t2v_core.fingerprints import readable
 
-__all__ = ["Registration", "check_free", "configured", "register", "registered", "unregister"]
+__all__ = [
+    "Registration",
+    "added_experts",
+    "check_free",
+    "configured",
+    "register",
+    "register_expert",
+    "registered",
+    "unregister",
+    "unregister_expert",
+]
 
 
 class Registration(FrozenModel):
@@ -69,14 +79,64 @@ def unregister(store: Store, config: PipelineConfig, source: str) -> None:
     store.delete(f"{_folder(config.name)}/{readable(source)}.json")
 
 
+def _experts(name: str) -> str:
+    return f"registered-experts/{readable(name)}"
+
+
+def added_experts(store: Store, name: str) -> list[ExternalExpert]:
+    """The experts that were added to a config, by name."""
+    return [ExternalExpert.model_validate(store.read_json(key)) for key in store.list(_experts(name))]
+
+
+def register_expert(store: Store, config: PipelineConfig, new: ExternalExpert) -> bool:
+    """Add an expert to a config; one that was added under the same name before is replaced.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ConfigError: the config itself has an expert of that name.
+    """
+    if new.name in [*(e.name for e in config.experts.external), *(r.name for r in config.experts.rules)]:
+        raise ConfigError(f"the config {config.name!r} has an expert {new.name!r} of its own; choose another name")
+    key, value = f"{_experts(config.name)}/{readable(new.name)}.json", new.model_dump(mode="json")
+    if store.exists(key) and store.read_json(key) == value:
+        return False
+    store.replace_json(key, value)
+    return True
+
+
+def unregister_expert(store: Store, config: PipelineConfig, name: str) -> None:
+    """Take an expert away again. What is known of it stays in the store.
+
+    Raises:
+        ConfigError: it was not added.
+    """
+    names = [e.name for e in added_experts(store, config.name)]
+    if name not in names:
+        raise ConfigError(f"no expert {name!r} was added to {config.name!r}; added: {', '.join(names) or 'none'}")
+    store.delete(f"{_experts(config.name)}/{readable(name)}.json")
+
+
 def configured(path: str, given_store: str = "") -> tuple[PipelineConfig, Store]:
     """A config file together with what was added to it, and its store.
 
     Raises:
-        ConfigError: the config is wrong, or an added source has the name of one of the config's.
+        ConfigError: the config is wrong, or an added source or expert has the name of one of the config's.
     """
     config = load_config(path)
     store = Store(store_url(given_store, config.name))
+    experts = added_experts(store, config.name)
+    if experts:
+        theirs = {*(e.name for e in config.experts.external), *(r.name for r in config.experts.rules)}
+        twice = [e.name for e in experts if e.name in theirs]
+        if twice:
+            raise ConfigError(
+                f"expert {twice[0]!r} is in {path} and was added by `t2v experts add` as well; rename one, or "
+                f"`t2v experts remove {twice[0]}`"
+            )
+        shelf = config.experts.model_copy(update={"external": [*config.experts.external, *experts]})
+        config = config.model_copy(update={"experts": shelf})
     added = registered(store, config.name)
     if not added:
         return config, store

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_experts import experts_app
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
@@ -34,6 +35,7 @@ Begin with **t2v run examples/demo.yaml**, then **t2v select FOLDER**.
 """,
 )
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(experts_app, name="experts")
 app.command("fetch")(fetch_data)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -388,11 +390,12 @@ def report(
 
 @app.command()
 def probes() -> None:
-    """List the architectures that can embed. Besides these, `timm/NAME` takes any network of timm that fits."""
+    """List the architectures that can embed. Besides, `timm/NAME` and `torchvision/NAME` take any network that fits."""
     from t2v_core.probes import PROBES
 
     for name in PROBES:
         out.print(f"{name}  (head {PROBES[name].head}, {PROBES[name].image_size} px)")
+    out.print("torchvision/NAME  (a classifier of torchvision whose head is its last linear layer)")
     out.print("timm/NAME  (a network of timm made of convolutions and linear layers, e.g. timm/vit_tiny_patch16_224)")
 
 

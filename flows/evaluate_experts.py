@@ -17,11 +17,8 @@ __all__ = ["evaluate_experts"]
 
 
 def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: list[Task]) -> Unit:
-    size = run.config.probe.image_size
-    key = block_key(expert["name"], expert["digest"], size, prefix, tasks, run.config.evaluation)
-    extractor = Extractor(
-        architecture=run.config.probe.name, weights=expert["weights"], image_size=size, seed=run.config.probe.seed
-    )
+    extractor = Extractor.model_validate(expert["extractor"])
+    key = block_key(expert["name"], expert["digest"], extractor.image_size, prefix, tasks, run.config.evaluation)
     payload = {
         "key": key,
         "expert": expert["name"],

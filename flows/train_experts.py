@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 
 from flows._keys import expert_key
+from flows._shelf import from_outside, generic, trained_here
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import train_unit
 from flows.ingest import library_of
@@ -26,29 +27,12 @@ def _unit(run: Run, spec: ExpertSpec, tasks: dict[str, Task], sources: dict[str,
     return Unit(spec.name, f"{folder}/expert.json", payload)
 
 
-def _shelf(run: Run, specs: list[ExpertSpec], failed: set[str]) -> list[dict[str, object]]:
-    """What later stages need of each expert: its digest, where its weights are, the tasks it was trained on."""
-    generic = {"name": GENERIC, "digest": run.probe.digest, "weights": run.generic.weights, "tasks": [], "seconds": 0.0}
-    shelf: list[dict[str, object]] = [generic]
-    for spec in specs:
-        if spec.name not in failed:
-            folder = expert_key(spec)
-            record = run.store.read_json(f"{folder}/expert.json")
-            shelf.append(
-                {
-                    "name": spec.name,
-                    "digest": record["digest"],
-                    "weights": f"store:{folder}/weights.safetensors",
-                    "tasks": list(spec.tasks),
-                    "seconds": record["seconds"],
-                }
-            )
-    return shelf
-
-
 @flow(name="train-experts", flow_run_name="train-experts[{params.config}]", task_runner=threads(), persist_result=False)
 def train_experts(params: StageParams) -> StageResult:
-    """Fine-tune the experts that are not in the store yet. The generic one is the probe's own weights."""
+    """Fine-tune the experts that are not in the store yet; take those from outside as they are.
+
+    The generic one is the probe's own weights. An expert from outside that cannot be had is left out and said.
+    """
     with open_run(params) as run:
         sources = run.pointed("sources")["sources"]
         tasks = {t.task_id: t for t in library_of(run).tasks}
@@ -56,10 +40,13 @@ def train_experts(params: StageParams) -> StageResult:
         rules = expert_rules(run.config.experts, list(tasks.values()))
         specs, unmatched = expert_specs(rules, fingerprints, run.probe, run.config.experts.training)
         trained = [s for s in specs if s.name != GENERIC]
+        outside, refused = from_outside(run, list(tasks))
         units = [_unit(run, s, tasks, sources) for s in trained]
         result = run_units(run, "train experts", train_unit, units, folder="experts", gpu=True)
-        for name, reason in unmatched:
+        for name, reason in [*unmatched, *refused]:
             get_run_logger().warning("expert %s left out: %s", name, reason)
-        result.notes = [f"expert {name} left out: {reason}" for name, reason in unmatched]
-        run.point("experts", {"experts": _shelf(run, trained, {u for u, _ in result.failures})})
+        result.notes = [f"expert {name} left out: {reason}" for name, reason in [*unmatched, *refused]]
+        failed = {unit for unit, _ in result.failures}
+        here = [trained_here(run, s) for s in trained if s.name not in failed]
+        run.point("experts", {"experts": [generic(run), *here, *outside]})
         return result

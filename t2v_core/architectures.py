@@ -1,6 +1,7 @@
 """Architectures by name: how a network is built, which layer is its head, and where its ImageNet weights come from.
 
-Registered ones are in `PROBES`; besides, ``timm/NAME`` is any network of timm, described by timm's own configuration.
+Registered ones are in `PROBES`; besides, ``timm/NAME`` is any network of timm, described by timm's own configuration,
+and ``torchvision/NAME`` any classifier of torchvision, whose head is its last linear layer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TIMM = "timm/"
 """What the name of a network of timm begins with."""
+TORCHVISION = "torchvision/"
+"""What the name of a classifier of torchvision begins with."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,25 @@ def _lite(index: int) -> Architecture:
     return Architecture(
         build, "classifier", imagenet, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224 + 16 * index + 4 * (index == 2)
     )
+
+
+def _torchvision_named(name: str) -> Architecture:
+    """A classifier of torchvision by its full name, ``torchvision/NAME``.
+
+    Raises:
+        UnknownNameError: torchvision has no such classifier.
+        ProbeError: it has no linear layer for a head.
+    """
+    models = _import("torchvision.models", name, "install it with: pip install torchvision")
+    model, known = name.removeprefix(TORCHVISION), models.list_models(module=models)
+    if model not in known:
+        near = difflib.get_close_matches(model, known, n=5, cutoff=0.0)
+        raise UnknownNameError("probe", name, [TORCHVISION + n for n in near])
+    with torch.device("meta"):  # for the names of its layers: no memory, no random numbers
+        layers = [n for n, m in models.get_model(model, weights=None).named_modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise ProbeError(f"{name} has no linear layer for a head; export it without its head and give it as a program")
+    return _torchvision(model, layers[-1])
 
 
 def _torchvision(name: str, head: str) -> Architecture:
@@ -196,15 +218,22 @@ def _timm(name: str, image_size: int | None = None) -> Architecture:
 
 
 class _Probes(Registry[Architecture]):
-    """The registered architectures; looks up those of timm too."""
+    """The registered architectures; looks up those of timm and of torchvision too."""
 
     def __getitem__(self, name: str) -> Architecture:
         if name.startswith(TIMM):
             return _timm(name)
+        if name.startswith(TORCHVISION):
+            return _torchvision_named(name)
         if name not in self:
             timm = _import("timm", "to look for the name in", "install it with: pip install timm")
             if timm.is_model(name):
                 raise UnknownNameError(self.kind, name, [TIMM + name])
+            models = _import(
+                "torchvision.models", "to look for the name in", "install it with: pip install torchvision"
+            )
+            if name in models.list_models(module=models):
+                raise UnknownNameError(self.kind, name, [TORCHVISION + name])
         return super().__getitem__(name)
 
 
@@ -227,12 +256,12 @@ def architecture_of(name: str, image_size: int | None = None) -> Architecture:
     """The architecture of a name, for images of a size.
 
     Args:
-        name: one of `PROBES`, or ``timm/`` and the name of a network of timm.
+        name: one of `PROBES`, or ``timm/`` or ``torchvision/`` and the name of a network of theirs.
         image_size: side of the input in pixels; default: what the ImageNet weights were trained on.
 
     Raises:
         UnknownNameError: no such architecture.
-        ProbeError: timm has it, and it cannot be a probe.
+        ProbeError: it is there, and has no head that can be cut off.
     """
     return _timm(name, image_size) if name.startswith(TIMM) else PROBES[name]
 
@@ -247,7 +276,7 @@ def build_network(
     """The whole network, head and BatchNorm as built, in eval mode.
 
     Args:
-        name: one of `PROBES`, or ``timm/`` and the name of a network of timm.
+        name: one of `PROBES`, or ``timm/`` or ``torchvision/`` and the name of a network of theirs.
         weights: ``"imagenet"``, ``"random"``, a path, or a state dict (the head's tensors may be missing).
         seed: of random weights; the caller's random state is left as it was.
         image_size: side of the input in pixels, which some networks are built for; weights of the network's own size

@@ -17,6 +17,7 @@ __all__ = [
     "ExpertCollectionRule",
     "ExpertRule",
     "ExpertsSpec",
+    "ExternalExpert",
     "FrozenModel",
     "HeadSpec",
     "LibraryFile",
@@ -273,6 +274,50 @@ class ExpertCollectionRule(FrozenModel):
     )
 
 
+class ExternalExpert(FrozenModel):
+    """A feature extractor from outside: a network by name with its weights, or an exported program."""
+
+    name: str = Field(description="Name of the expert.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$")
+    architecture: str = Field(
+        "", description="One of `t2v probes`, timm/NAME (its tag pins the weights) or torchvision/NAME."
+    )
+    weights: str = Field(
+        "imagenet",
+        description="imagenet, random, a .safetensors file, or a .pt file that holds tensors only; or store:KEY.",
+    )
+    program: str = Field(
+        "", description="Instead of an architecture: a .pt2 file of torch.export, images to features; or store:KEY."
+    )
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="Side of its input in pixels; empty: as the probe's."
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="Subtracted from each channel, on a scale of 0 to 1; empty: the architecture's."
+    )
+    std: tuple[float, float, float] | None = Field(None, description="Divided by; empty: the architecture's.")
+    trained_on: list[str] = Field(
+        default_factory=list,
+        description="Task ids of the library, or glob patterns, that it was trained on; none where that is not known.",
+    )
+    licence: str = Field("", description="Licence of its weights, for the record.")
+    digest: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{16})?$",
+        description="Digest of its weights as `t2v experts` prints it; others are refused. A program needs one.",
+    )
+    seed: int = Field(0, description="Seed of random weights.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ExternalExpert:
+        if bool(self.architecture) == bool(self.program):
+            raise ValueError("an expert from outside wants either `architecture` or `program`")
+        if self.name == "generic":
+            raise ValueError("the name 'generic' is kept for the probe's own weights")
+        if self.program and not self.digest:
+            raise ValueError("a program is code: pin it with `digest`; `t2v experts add` does it for you")
+        return self
+
+
 class ExpertsSpec(FrozenModel):
     """The shelf of experts. The generic one (the probe's own weights) is always the first."""
 
@@ -282,11 +327,14 @@ class ExpertsSpec(FrozenModel):
     collections: list[ExpertCollectionRule] = Field(
         default_factory=list, description="Rules that name many experts each, after those above."
     )
+    external: list[ExternalExpert] = Field(
+        default_factory=list, description="Feature extractors from outside, taken as they are."
+    )
     training: TrainingSpec = Field(TrainingSpec(), description="Fine-tuning.")
 
     @model_validator(mode="after")
     def _names_differ(self) -> ExpertsSpec:
-        names = [rule.name for rule in self.rules]
+        names = [rule.name for rule in self.rules] + [e.name for e in self.external]
         double = sorted({n for n in names if names.count(n) > 1} | ({"generic"} & set(names)))
         if double:
             raise ValueError(f"expert names must differ from each other and from 'generic'; got {double} twice")

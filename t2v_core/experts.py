@@ -61,11 +61,11 @@ def expert_rules(spec: ExpertsSpec, library: Sequence[Task]) -> list[ExpertRule]
             ExpertRule(name=readable(name), tasks=[glob.escape(t.task_id) for t in tasks[: collection.max_tasks]])
             for name, tasks in ranked[: collection.largest]
         ]
-    names = [rule.name for rule in rules]
+    names = [rule.name for rule in rules] + [e.name for e in spec.external]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise ConfigError(
-            f"two rules make an expert {double[0]!r}; narrow a pattern of experts.collections, or rename a rule"
+            f"two experts are called {double[0]!r}; narrow a pattern of experts.collections, or rename one"
         )
     return rules
 

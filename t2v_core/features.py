@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from t2v_core.errors import ComputeError
-from t2v_core.probes import Probe
+from t2v_core.images import ImageTransform
 
-__all__ = ["extract_features"]
+__all__ = ["GivesFeatures", "extract_features"]
+
+
+class GivesFeatures(Protocol):
+    """What features are taken of: a `Probe`, or an `Extractor` from outside."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Images ``[N, 3, S, S]`` to features ``[N, D]``."""
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+
+    @property
+    def transform(self) -> ImageTransform:
+        """From an image to the input."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input must be."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the input."""
 
 
 @torch.inference_mode()
 def extract_features(
-    probe: Probe,
+    probe: GivesFeatures,
     images: np.ndarray,
     *,
     batch_size: int = 64,

@@ -126,7 +126,11 @@ class _Progress:
         """Everything as tensors."""
         out = {f"now/{k}": v for k, v in self.weights().items()} | {f"best/{k}": v for k, v in self.best.items()}
         for i, state in self.optimiser.state_dict()["state"].items():
-            out |= {f"optimiser/{i}/{k}": torch.as_tensor(v).cpu().clone() for k, v in state.items() if v is not None}
+            out |= {
+                f"optimiser/{i}/{k}": torch.as_tensor(v).cpu().contiguous().clone()
+                for k, v in state.items()
+                if v is not None
+            }
         out["generator"] = self.generator.get_state()
         out["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         out["best_of"] = torch.tensor([self.best_step, self.best_loss, self.looks], dtype=torch.float64)

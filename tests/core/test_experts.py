@@ -103,5 +103,5 @@ def test_experts_of_related_tasks() -> None:
 
 def test_two_experts_of_one_name() -> None:
     spec = ExpertsSpec.model_validate({"collections": [{"tasks": "s/*", "largest": 1}, {"tasks": "*/y", "largest": 1}]})
-    with pytest.raises(ConfigError, match="two rules make an expert 's__y'; narrow a pattern"):
+    with pytest.raises(ConfigError, match="two experts are called 's__y'; narrow a pattern"):
         expert_rules(spec, LIBRARY)
