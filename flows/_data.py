@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -12,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from flows._keys import ERROR_MATRIX, features_key
+from flows._keys import ERROR_MATRIX
 from flows._store import Store
 from t2v_core.annotations import Annotations
 from t2v_core.config import FrozenModel
-from t2v_core.errors import StoreError, WeightsError
+from t2v_core.errors import WeightsError
 from t2v_core.extractors import FeatureExtractor, check_extractor, extractor_of_network, extractor_of_program
-from t2v_core.features import GivesFeatures, extract_features
 from t2v_core.images import ImageTransform, decode_image
 from t2v_core.packing import ROWS_IN_GROUP
 from t2v_core.probes import Probe, load_probe
@@ -28,7 +26,6 @@ from t2v_core.probes import Probe, load_probe
 __all__ = [
     "Extractor",
     "annotations",
-    "features",
     "load_extractor",
     "load_images",
     "load_network",
@@ -181,40 +178,3 @@ def read_cells(store: Store, blocks: list[str]) -> pa.Table:
     """All cells of some blocks of the error matrix, failed ones too."""
     cells = store.read_table(ERROR_MATRIX)
     return cells.filter(pc.is_in(cells["unit"], pa.array(blocks)))
-
-
-@lru_cache(maxsize=4)
-def _read_features(store_url: str, key: str) -> np.ndarray:
-    return np.asarray(load(Store(store_url).read(key))["features"].astype(np.float32))
-
-
-def features(
-    store_url: str, extractor: Extractor, digest: str, prefix: str, batch_size: int = 64
-) -> tuple[np.ndarray, float, bool]:
-    """Features ``[N, D]`` float32 of a whole source: read, or made and written (half precision) for the next one.
-
-    Returns:
-        The features as they were stored, seconds it took to make them (0 where they were read), and whether they
-        were made now.
-
-    Raises:
-        StoreError: what is stored does not fit the source.
-    """
-    key = features_key(digest, extractor.image_size, prefix)
-    store = Store(store_url)
-    n = source_record(store_url, prefix)["n_images"]
-    seconds, made = 0.0, False
-    if not store.exists(key):
-        began = time.perf_counter()
-        probe: GivesFeatures = (load_outside if extractor.outside else load_extractor)(store_url, extractor)
-        parts = []
-        for start in range(0, n, 4096):
-            rows = np.arange(start, min(start + 4096, n))
-            images = load_images(store_url, prefix, probe.transform, rows)
-            parts.append(extract_features(probe, images, batch_size=batch_size).astype(np.float16))
-        seconds, made = time.perf_counter() - began, True
-        store.put(key, save({"features": np.concatenate(parts)}))
-    values = _read_features(store_url, key)
-    if len(values) != n:
-        raise StoreError(f"{key} holds {len(values)} rows for a source of {n} images; delete it and run again")
-    return values, seconds, made

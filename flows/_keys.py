@@ -57,11 +57,11 @@ def library_key(name: str, digest: str) -> str:
     return f"libraries/{readable(name)}-{digest}.parquet"
 
 
-def features_key(digest: str, image_size: int, source: str) -> str:
-    """Features of an extractor (by the digest of its weights) over a packed source."""
-    return (
-        f"features/{digest}/{source.split('/')[-1]}-{fingerprint('features', digest, image_size, source)}.safetensors"
-    )
+def features_key(digest: str, image_size: int, source: str, chunk: int = 0) -> str:
+    """Features of an extractor (by the digest of its weights) over a chunk of a packed source."""
+    part = f"-{chunk:05d}" if chunk else ""
+    made_of = fingerprint("features", digest, image_size, source)
+    return f"features/{digest}/{source.split('/')[-1]}-{made_of}{part}.safetensors"
 
 
 def embedding_fingerprint(task: Task, probe: ProbeSpec, digest: str, spec: EmbeddingSpec) -> str:

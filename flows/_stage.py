@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows._cluster import Cluster, shared_cluster
 from flows._data import Extractor, load_network
+from flows._features import n_chunks
+from flows._keys import features_key
 from flows._pointers import find_pointer, read_pointer, write_pointer
 from flows._progress import Progress
 from flows._registered import configured
@@ -30,7 +32,17 @@ from t2v_core.errors import ComputeError, ConfigError, DataError, ProbeError, We
 from t2v_core.fisher import ESTIMATORS
 from t2v_core.probes import Probe
 
-__all__ = ["Run", "StageFailed", "StageParams", "StageResult", "Unit", "open_run", "run_units", "threads"]
+__all__ = [
+    "Run",
+    "StageFailed",
+    "StageParams",
+    "StageResult",
+    "Unit",
+    "features_units",
+    "open_run",
+    "run_units",
+    "threads",
+]
 
 
 def threads() -> ThreadPoolTaskRunner:
@@ -173,6 +185,22 @@ def run_unit(
     for level, message in answer.pop("records"):
         get_run_logger().log(level, message)
     return answer
+
+
+def features_units(run: Run, label: str, extractor: Extractor, digest: str, prefix: str, batch_size: int) -> list[Unit]:
+    """A unit for each chunk of an extractor's features on a source, of `flows._units.features_unit`."""
+    units = []
+    for chunk in range(n := n_chunks(run.store.url, prefix)):
+        payload = {
+            "key": features_key(digest, extractor.image_size, prefix, chunk),
+            "extractor": extractor.model_dump(),
+            "digest": digest,
+            "prefix": prefix,
+            "chunk": chunk,
+            "batch_size": batch_size,
+        }
+        units.append(Unit(f"{label}, part {chunk + 1} of {n}" if n > 1 else label, payload["key"], payload))
+    return units
 
 
 def slug(stage: str) -> str:

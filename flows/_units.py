@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from safetensors.numpy import save
 from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 
-from flows._data import Extractor, annotations, features, load_extractor, load_images, read_cells
+from flows._data import Extractor, annotations, load_extractor, load_images, read_cells, source_record
+from flows._features import make_features, read_features
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec
@@ -42,10 +44,11 @@ def _answer(key: str, wrote: bool, *messages: str) -> dict[str, Any]:
 
 
 def features_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Features of one extractor on one source."""
+    """Features of one extractor on one chunk of a source."""
     extractor = Extractor.model_validate(payload["extractor"])
-    values, seconds, made = features(store_url, extractor, payload["digest"], payload["prefix"], payload["batch_size"])
-    return _answer(payload["key"], made, f"features of {len(values)} images in {seconds:.1f} s")
+    of = (payload["digest"], payload["prefix"], payload["chunk"], payload["batch_size"])
+    seconds = make_features(store_url, extractor, *of)
+    return _answer(payload["key"], seconds > 0, f"features in {seconds:.1f} s")
 
 
 def embed_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -56,11 +59,11 @@ def embed_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     task, spec = TaskSpec.model_validate(payload["task"]), EmbeddingSpec.model_validate(payload["embedding"])
     extractor, prefix = Extractor.model_validate(payload["extractor"]), payload["prefix"]
     rows, labels, groups = resolve_task(task, annotations(store_url, prefix)).part(test=False)
-    values, _, _ = features(store_url, extractor, payload["digest"], prefix, spec.batch_size)
+    values, _ = read_features(store_url, extractor, payload["digest"], prefix, rows, spec.batch_size)
     probe = load_extractor(store_url, extractor)
     embedding = embed_features(
         probe,
-        values[rows],
+        values,
         labels,
         lambda picked: load_images(store_url, prefix, probe.transform, rows[picked]),
         spec,
@@ -114,9 +117,9 @@ def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     for task_payload, prefix in payload["tasks"]:
         task = TaskSpec.model_validate(task_payload)
         rows, labels, groups = resolve_task(task, annotations(store_url, prefix)).part(test=False)
-        values, _, _ = features(store_url, extractor, probe.digest, prefix)
+        values, _ = read_features(store_url, extractor, probe.digest, prefix, rows)
         images = load_images(store_url, prefix, probe.transform, rows)
-        data.append(TrainingData(task.task_id, images, labels, values[rows], groups))
+        data.append(TrainingData(task.task_id, images, labels, values, groups))
     trained, said = _trained(store, folder, probe, data, spec, head)
     digest = load_probe(spec.architecture, trained.state, image_size=spec.image_size).digest
     store.replace(f"{folder}/weights.safetensors", save_torch(dict(trained.state)))
@@ -149,11 +152,13 @@ def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         return _answer(key, False)
     spec, prefix = EvaluationSpec.model_validate(payload["evaluation"]), payload["prefix"]
     extractor = Extractor.model_validate(payload["extractor"])
-    values, seconds, _ = features(store_url, extractor, payload["digest"], prefix, spec.batch_size)
     table = annotations(store_url, prefix)
-    tasks = [TaskSpec.model_validate(t) for t in payload["tasks"]]
+    tasks = [(str(t["task_id"]), resolve_task(TaskSpec.model_validate(t), table)) for t in payload["tasks"]]
+    used = np.unique(np.concatenate([rows.rows for _, rows in tasks]))
+    values, seconds = read_features(store_url, extractor, payload["digest"], prefix, used, spec.batch_size)
     began = time.perf_counter()
-    cells = evaluate_block(payload["expert"], values, [(t.task_id, resolve_task(t, table)) for t in tasks], spec.head)
+    placed = [(i, replace(rows, rows=np.searchsorted(used, rows.rows))) for i, rows in tasks]
+    cells = evaluate_block(payload["expert"], values, placed, spec.head)
     heads = time.perf_counter() - began
     block = cells_table(cells)
     n = len(block)
@@ -162,7 +167,7 @@ def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         "expert_digest": pa.array([payload["digest"]] * n),
         "task_fingerprint": pa.array(payload["task_fingerprints"]),
         "features_seconds": pa.array([seconds] * n),
-        "n_images": pa.array([len(values)] * n),
+        "n_images": pa.array([source_record(store_url, prefix)["n_images"]] * n),
     }
     for name, column in extra.items():
         block = block.append_column(name, column)

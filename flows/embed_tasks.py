@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows._keys import EMBEDDING_UNITS, embedding_fingerprint, embedding_key, features_key
-from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._keys import EMBEDDING_UNITS, embedding_fingerprint, embedding_key
+from flows._stage import Run, StageParams, StageResult, Unit, features_units, open_run, run_units, threads
 from flows._units import compact_unit, embed_unit, features_unit
 from flows.ingest import ingest, library_of
 from t2v_core.library import Task
@@ -23,15 +23,8 @@ class EmbedTasksParams(StageParams):
 def _features_units(run: Run, tasks: list[Task], sources: dict[str, str]) -> list[Unit]:
     units = []
     for name in dict.fromkeys(t.spec.source for t in tasks):
-        key = features_key(run.probe.digest, run.generic.image_size, sources[name])
-        payload = {
-            "key": key,
-            "extractor": run.generic.model_dump(),
-            "digest": run.probe.digest,
-            "prefix": sources[name],
-            "batch_size": run.config.embedding.batch_size,
-        }
-        units.append(Unit(f"features of {name}", key, payload))
+        digest, size = run.probe.digest, run.config.embedding.batch_size
+        units += features_units(run, f"features of {name}", run.generic, digest, sources[name], size)
     return units
 
 

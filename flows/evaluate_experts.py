@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
 
-from flows._data import Extractor
+from flows._data import Extractor, source_record
 from flows._keys import BLOCK_UNITS, block_key
-from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
-from flows._units import compact_unit, evaluate_unit
+from flows._stage import Run, StageParams, StageResult, Unit, features_units, open_run, run_units, threads
+from flows._units import compact_unit, evaluate_unit, features_unit
 from flows.ingest import library_of
 from t2v_core.library import Task
 
 __all__ = ["evaluate_experts"]
 
 
-def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: list[Task]) -> Unit:
+BLOCK = 262_144
+"""Rows of features that a block may use: what bounds its memory."""
+
+
+def blocks(tasks: Sequence[Task], n_images: int) -> list[list[Task]]:
+    """The tasks of a source in as few blocks as keep to `BLOCK` rows, in order; a larger task is a block by itself."""
+    out: list[list[Task]] = []
+    rows = 0
+    for task in tasks:
+        own = sum(task.train_counts) + sum(task.test_counts)
+        if not out or (rows + own > BLOCK and n_images > BLOCK):
+            out.append([])
+            rows = 0
+        out[-1].append(task)
+        rows += own
+    return out
+
+
+def _large_features(run: Run, experts: list[dict[str, Any]], sources: dict[str, str]) -> list[Unit]:
+    """Features of sources of several chunks, a unit each; a block makes those of smaller ones as it goes."""
+    units = []
+    for expert in experts:
+        for name, prefix in sources.items():
+            extractor = Extractor.model_validate(expert["extractor"])
+            label, size = f"features of {expert['name']} on {name}", run.config.evaluation.batch_size
+            parts = features_units(run, label, extractor, expert["digest"], prefix, size)
+            units += parts if len(parts) > 1 else []
+    return units
+
+
+def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: list[Task], part: str) -> Unit:
     extractor = Extractor.model_validate(expert["extractor"])
     key = block_key(expert["name"], expert["digest"], extractor.image_size, prefix, tasks, run.config.evaluation)
     payload = {
@@ -29,7 +60,7 @@ def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: lis
         "task_fingerprints": [t.fingerprint for t in tasks],
         "evaluation": run.config.evaluation.model_dump(mode="json"),
     }
-    return Unit(f"{expert['name']} on {source}", key, payload)
+    return Unit(f"{expert['name']} on {source}{part}", key, payload)
 
 
 @flow(
@@ -43,7 +74,18 @@ def evaluate_experts(params: StageParams) -> StageResult:
     with open_run(params) as run:
         sources, experts = run.pointed("sources")["sources"], run.pointed("experts")["experts"]
         by_source = library_of(run).by_source()
-        units = [_unit(run, e, s, sources[s], tasks) for e in experts for s, tasks in by_source.items()]
+        wanted = {name: sources[name] for name in by_source}
+        if large := _large_features(run, experts, wanted):
+            run_units(run, "expert features", features_unit, large, folder="features", gpu=True, preparing=True)
+        units = []
+        for name, tasks in by_source.items():
+            parts = blocks(tasks, source_record(run.store.url, sources[name])["n_images"])
+            names = [f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "" for i in range(len(parts))]
+            units += [
+                _unit(run, e, name, sources[name], part, said)
+                for e in experts
+                for part, said in zip(parts, names, strict=True)
+            ]
         result = run_units(run, "evaluate experts", evaluate_unit, units, folder=BLOCK_UNITS, gpu=True)
         compact_unit(run.store.url, {"dataset": "error_matrix"})
         failed = {unit for unit, _ in result.failures}
