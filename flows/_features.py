@@ -7,6 +7,7 @@ a chunk and of the rows asked for, whatever the size of the source.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,11 +18,14 @@ from flows._keys import features_key
 from flows._store import Store
 from t2v_core.errors import StoreError
 from t2v_core.features import GivesFeatures, extract_features
+from t2v_core.library import Task
 
-__all__ = ["CHUNK", "make_features", "n_chunks", "read_features"]
+__all__ = ["BLOCK", "CHUNK", "blocks", "make_features", "n_chunks", "read_features"]
 
 CHUNK = 65_536
 """Images whose features are one object."""
+BLOCK = 262_144
+"""Rows of features that a block may use: what bounds its memory."""
 _DECODED = 1024
 """Images that are decoded at once."""
 
@@ -91,3 +95,17 @@ def read_features(
     for chunk, values in parts.items():
         out[chunk_of == chunk] = values
     return out, seconds
+
+
+def blocks(tasks: Sequence[Task], n_images: int) -> list[list[Task]]:
+    """The tasks of a source in as few blocks as keep to `BLOCK` rows, in order; a larger task is a block by itself."""
+    out: list[list[Task]] = []
+    rows = 0
+    for task in tasks:
+        own = sum(task.train_counts) + sum(task.test_counts)
+        if not out or (rows + own > BLOCK and n_images > BLOCK):
+            out.append([])
+            rows = 0
+        out[-1].append(task)
+        rows += own
+    return out

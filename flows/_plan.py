@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flows._data import Extractor, load_extractor
+from flows._features import blocks
 from flows._keys import block_key, embedding_fingerprint, embedding_key, expert_key, features_key, source_prefix
 from flows._pack_units import source_key
 from flows._pointers import find_pointer
@@ -175,6 +176,11 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
         config.experts.training,
     )
     digests = {spec.name: _digest(store, spec, there) for spec in specs[1:]} | {GENERIC: probe.digest}
+    # Of experts from outside only the size of their images is known before they are loaded: taken to be like the probe.
+    known = find_pointer(store, config.name, "experts") or {"experts": []}
+    outside = {e["name"]: e["digest"] for e in known["experts"]}
+    shelf = [(spec.name, digests[spec.name], size) for spec in specs]
+    shelf += [(e.name, outside.get(e.name, "not loaded"), e.image_size or size) for e in config.experts.external]
     weights = 4 * sum(p.numel() for p in probe.network.parameters())
     fingerprints = [embedding_fingerprint(t, config.probe, probe.digest, config.embedding) for t in library.tasks]
     lines = [
@@ -209,21 +215,28 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
         _line(
             "evaluate experts",
             [
-                block_key(s.name, digests[s.name], size, prefixes[name], tasks, config.evaluation)
-                for s in specs
+                block_key(expert, digest, pixels, prefixes[name], part, config.evaluation)
+                for expert, digest, pixels in shelf
                 for name, tasks in by_source.items()
+                for part in blocks(tasks, images[name])
             ],
             there,
             [
-                (0.0 if s.name == GENERIC else float(images[name]), _head_seconds(tasks, speed), 2 * images[name] * d)
-                for s in specs
+                (
+                    0.0 if expert == GENERIC else images[name] * (pixels / size) ** 2 / n,
+                    _head_seconds(part, speed),
+                    2 * images[name] * d // n,
+                )
+                for expert, _, pixels in shelf
                 for name, tasks in by_source.items()
+                for n in [len(blocks(tasks, images[name]))]
+                for part in blocks(tasks, images[name])
             ],
             speed,
         ),
     ]
     return Plan(
-        tuple(lines), len(library.tasks), len(specs), len(library.tasks) * len(specs), images, tuple(absent), exact
+        tuple(lines), len(library.tasks), len(shelf), len(library.tasks) * len(shelf), images, tuple(absent), exact
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
 
 from flows._data import Extractor, source_record
+from flows._features import blocks
 from flows._keys import BLOCK_UNITS, block_key
 from flows._stage import Run, StageParams, StageResult, Unit, features_units, open_run, run_units, threads
 from flows._units import compact_unit, evaluate_unit, features_unit
@@ -15,24 +15,6 @@ from flows.ingest import library_of
 from t2v_core.library import Task
 
 __all__ = ["evaluate_experts"]
-
-
-BLOCK = 262_144
-"""Rows of features that a block may use: what bounds its memory."""
-
-
-def blocks(tasks: Sequence[Task], n_images: int) -> list[list[Task]]:
-    """The tasks of a source in as few blocks as keep to `BLOCK` rows, in order; a larger task is a block by itself."""
-    out: list[list[Task]] = []
-    rows = 0
-    for task in tasks:
-        own = sum(task.train_counts) + sum(task.test_counts)
-        if not out or (rows + own > BLOCK and n_images > BLOCK):
-            out.append([])
-            rows = 0
-        out[-1].append(task)
-        rows += own
-    return out
 
 
 def _large_features(run: Run, experts: list[dict[str, Any]], sources: dict[str, str]) -> list[Unit]:

@@ -10,7 +10,7 @@ import pytest
 from t2v_core import config
 
 ROOT = Path(__file__).parents[2]
-MODELS = [getattr(config, n) for n in config.__all__ if n.endswith(("Spec", "Rule", "Config"))]
+MODELS = [getattr(config, n) for n in config.__all__ if n.endswith(("Spec", "Rule", "Config", "Expert"))]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 

@@ -11,11 +11,10 @@ from safetensors.numpy import save
 
 import flows._features
 from flows._data import Extractor, load_extractor, load_images
-from flows._features import make_features, n_chunks, read_features
+from flows._features import BLOCK, blocks, make_features, n_chunks, read_features
 from flows._keys import features_key
 from flows._pack_units import close_unit, plan_unit, shard_unit
 from flows._store import Store
-from flows.evaluate_experts import BLOCK, blocks
 from t2v_core.config import SourceSpec
 from t2v_core.errors import StoreError
 from t2v_core.features import extract_features
