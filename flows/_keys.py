@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from t2v_core.config import (
     EmbeddingSpec,
     EvaluationSpec,
+    FrozenModel,
     Model2VecSpec,
     PipelineConfig,
     ProbeSpec,
@@ -34,12 +35,15 @@ __all__ = [
     "result_key",
     "selection_prefix",
     "source_prefix",
+    "transfer_key",
 ]
 
 EMBEDDING_UNITS = "units/embeddings"
 BLOCK_UNITS = "units/error_matrix"
 EMBEDDINGS = "embeddings/part-0.parquet"
 ERROR_MATRIX = "error_matrix/part-0.parquet"
+TRANSFER_UNITS = "units/transfer"
+TRANSFER = "transfer/part-0.parquet"
 
 
 def source_prefix(spec: SourceSpec, revision: str) -> str:
@@ -91,6 +95,13 @@ def block_key(expert: str, digest: str, image_size: int, source: str, tasks: lis
     shaping = spec.model_dump(mode="json", exclude={"batch_size"})
     made_of = fingerprint("block", digest, image_size, source, [t.fingerprint for t in tasks], shaping)
     return f"{BLOCK_UNITS}/{readable(expert)}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.parquet"
+
+
+def transfer_key(expert: str, digest: str, source: str, task: Task, size: int, seed: int, *specs: FrozenModel) -> str:
+    """One fine-tuning run of an expert on a task."""
+    shaping = [s.model_dump(mode="json", exclude={"checkpoint_every"}) for s in specs]
+    made_of = fingerprint("transfer", digest, source, task.fingerprint, size, seed, shaping)
+    return f"{TRANSFER_UNITS}/{readable(expert)}/{readable(task.task_id)}-{made_of}.parquet"
 
 
 def selection_prefix(

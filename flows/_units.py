@@ -22,13 +22,13 @@ from safetensors.torch import save as save_torch
 
 from flows._data import Extractor, annotations, load_extractor, load_images, read_cells, source_record
 from flows._features import make_features, read_features
-from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
+from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
 from flows._store import Store
-from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec
+from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec, TrainingSpec
 from t2v_core.embedding import embed_features
 from t2v_core.errors import WeightsError
 from t2v_core.experts import ExpertSpec
-from t2v_core.finetune import State, TrainedExpert, TrainingData, train_expert
+from t2v_core.finetune import State, TrainedExpert, TrainingData, even_sample, train_expert, transfer_run
 from t2v_core.library import TaskSpec, resolve_task
 from t2v_core.matrix import ErrorMatrix, expert_vectors
 from t2v_core.model2vec import fit_model2vec, leave_one_task_out
@@ -181,12 +181,52 @@ def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def transfer_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """One fine-tuning run of an expert on a task, all layers, and its test errors."""
+    store, key = Store(store_url), payload["key"]
+    if store.exists(key):
+        return _answer(key, False)
+    task, prefix = TaskSpec.model_validate(payload["task"]), payload["prefix"]
+    training, head = TrainingSpec.model_validate(payload["training"]), HeadSpec.model_validate(payload["head"])
+    extractor = Extractor.model_validate(payload["extractor"])
+    start, resolved = load_extractor(store_url, extractor), resolve_task(task, annotations(store_url, prefix))
+    rows, labels, groups = resolved.part(test=False)
+    if payload["size"]:
+        picked = even_sample(labels, payload["size"], payload["seed"])
+        rows, labels, groups = rows[picked], labels[picked], groups[picked]
+    test_rows, test_labels, _ = resolved.part(test=True)
+    values, _ = read_features(store_url, extractor, payload["digest"], prefix, rows)
+    images = load_images(store_url, prefix, start.transform, rows)
+    result = transfer_run(
+        start,
+        TrainingData(task.task_id, images, labels, values, groups),
+        load_images(store_url, prefix, start.transform, test_rows),
+        test_labels,
+        training.model_copy(update={"seed": payload["seed"]}),
+        head=head,
+    )
+    row = {
+        "expert": payload["expert"],
+        "expert_digest": payload["digest"],
+        "task_id": task.task_id,
+        "task_fingerprint": payload["task_fingerprint"],
+        "size": payload["size"],
+        "seed": payload["seed"],
+        **vars(result),
+    }
+    wrote = store.put_table(key, pa.Table.from_pylist([row]))
+    said = f"{payload['expert']} on {task.task_id}, {result.n_train} images: {result.balanced_error:.3f}"
+    return _answer(key, wrote, f"{said}, frozen {result.frozen_balanced_error:.3f}, {result.seconds:.1f} s")
+
+
 def compact_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Gather unit objects into the Parquet datasets that people open."""
     store = Store(store_url)
-    prefix, dataset = {"embeddings": (EMBEDDING_UNITS, EMBEDDINGS), "error_matrix": (BLOCK_UNITS, ERROR_MATRIX)}[
-        payload["dataset"]
-    ]
+    prefix, dataset = {
+        "embeddings": (EMBEDDING_UNITS, EMBEDDINGS),
+        "error_matrix": (BLOCK_UNITS, ERROR_MATRIX),
+        "transfer": (TRANSFER_UNITS, TRANSFER),
+    }[payload["dataset"]]
     rows = store.compact(prefix, dataset, lambda data: pa.parquet.read_table(pa.BufferReader(data)))
     return _answer(dataset, True, f"{dataset}: {rows} rows")
 

@@ -225,6 +225,47 @@ def plan(
         out.print(f"[yellow]missing[/yellow] {escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
+@app.command()
+def transfer(
+    config: ConfigArgument,
+    store: StoreOption = "",
+    dask: DaskOption = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes of the local cluster; 0: one per core.")] = 0,
+) -> None:
+    """Fine-tune experts on chosen tasks, all layers, and compare with the generic start: D_ft, and Fig. 4's curves.
+
+    What to run is in the config's `transfer:`. The pipeline must have run; runs that are in the store are not repeated.
+    """
+    from t2v_core.config import load_config
+
+    embedded_services(load_config(config).name)
+    from flows._pointers import read_pointer
+    from flows._progress import listen, terminal_listener
+    from flows._registered import configured
+    from flows._stage import StageParams
+    from flows.transfer import TRANSFER, transfer_table
+    from flows.transfer import transfer as run_transfer
+
+    stop = listen(terminal_listener(["transfer"]))
+    try:
+        result = run_transfer(StageParams(config=config, store=store, dask=dask, workers=workers))
+    finally:
+        stop()
+    loaded, place = configured(config, store)
+    runs = place.read_table(TRANSFER).to_pandas()
+    shown = transfer_table(runs[runs["unit"].isin(read_pointer(place, loaded.name, "transfer")["units"])])
+    table = Table(title="balanced test error after fine-tuning all layers", title_justify="left")
+    for column in ("task", "images", "start", "frozen", "fine-tuned", "spread", "D_ft"):
+        table.add_column(column, justify="left" if column in ("task", "start") else "right", overflow="fold")
+    for row in shown.itertuples():
+        table.add_row(
+            escape(str(row.task_id)), str(row.n_train), escape(str(row.expert)), f"{row.frozen_error:.3f}",
+            f"{row.error:.3f}", f"{row.spread:.3f}", f"{row.d_ft:+.3f}",
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"{escape(result.line())}; all runs are in {escape(place.url)}/transfer", soft_wrap=True)
+
+
 def _size(n: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:

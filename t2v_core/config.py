@@ -30,6 +30,7 @@ __all__ = [
     "SourceSpec",
     "TaskRule",
     "TrainingSpec",
+    "TransferSpec",
     "VariationalSpec",
     "explain_validation_error",
     "load_config",
@@ -341,6 +342,23 @@ class ExpertsSpec(FrozenModel):
         return self
 
 
+class TransferSpec(FrozenModel):
+    """Fine-tuning runs on tasks from several starts: the transfer distance of Sect. 2, and Fig. 4."""
+
+    starts: list[str] = Field(
+        min_length=1,
+        description="Experts to start from, by name or pattern; selected: the one that MODEL2VEC picks for the task "
+        "with its own experts left out. The generic one always runs too.",
+    )
+    tasks: list[str] = Field(min_length=1, description="Task ids or glob patterns.")
+    sizes: list[int] = Field(
+        default_factory=list,
+        description="Train images of a run, classes as even as they can be; 0: all. Empty: all only.",
+    )
+    seeds: int = Field(3, ge=1, description="Runs of each start, task and size; they differ in sample and batches.")
+    training: TrainingSpec = Field(TrainingSpec(), description="Fine-tuning of all layers.")
+
+
 class EvaluationSpec(FrozenModel):
     """How a cell of the error matrix is made."""
 
@@ -393,6 +411,9 @@ class PipelineConfig(FrozenModel):
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How experts are judged on tasks.")
     model2vec: Model2VecSpec = Field(Model2VecSpec(), description="The joint embedding of experts and tasks.")
     selection: SelectionSpec = Field(SelectionSpec(), description="How selectors are compared.")
+    transfer: TransferSpec | None = Field(
+        None, description="Fine-tuning runs that `t2v transfer` makes; empty: none. The main job does not."
+    )
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="A stage that loses more than this share of its units ends Failed."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,10 +15,20 @@ from torch.func import functional_call
 
 from t2v_core.config import HeadSpec, TrainingSpec
 from t2v_core.errors import ComputeError, ConfigError, WeightsError
-from t2v_core.heads import fit_head, validation_mask
+from t2v_core.features import extract_features
+from t2v_core.heads import balanced_error, fit_head, predict, validation_mask
 from t2v_core.probes import Probe
 
-__all__ = ["FrozenNorms", "State", "TrainedExpert", "TrainingData", "train_expert"]
+__all__ = [
+    "FrozenNorms",
+    "State",
+    "TrainedExpert",
+    "TrainingData",
+    "TransferRun",
+    "even_sample",
+    "train_expert",
+    "transfer_run",
+]
 
 State = Mapping[str, torch.Tensor]
 """Tensors by name."""
@@ -347,3 +357,88 @@ def train_expert(
         held_out_loss=now.best_loss if looks and now.best else float("nan"),
         seconds=time.perf_counter() - began,
     )
+
+
+@dataclass(frozen=True)
+class TransferRun:
+    """Test errors on a task after one training run from one start."""
+
+    error: float
+    """Share of wrong test images, all layers fine-tuned."""
+    balanced_error: float
+    """Mean over classes of the class's error."""
+    frozen_error: float
+    """Of a head on the start's features, fitted on the same train images."""
+    frozen_balanced_error: float
+    n_train: int
+    n_test: int
+    steps: int
+    seconds: float
+
+
+def even_sample(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Rows ``[min(n, N)]`` of a random sample, ascending, as many of each class as can be.
+
+    Args:
+        labels: ``[N]`` integers.
+        n: rows wanted; 0: all.
+        seed: of the sample. A larger n with the same seed holds the smaller one.
+    """
+    if n == 0 or n >= len(labels):
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.empty(len(labels), np.int64)  # the how manieth of its class a row is
+    for c in np.unique(labels):
+        of_class = order[labels[order] == c]
+        turn[of_class] = np.arange(len(of_class))
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels))
+    return np.sort(np.lexsort((place, turn))[:n])
+
+
+def transfer_run(
+    start: Probe,
+    train: TrainingData,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    spec: TrainingSpec,
+    *,
+    head: HeadSpec | None = None,
+) -> TransferRun:
+    """Fine-tune a start on a task, all layers, and count the errors on its test split: a term of D_ft (Sect. 2).
+
+    Args:
+        start: what to start from; it stays as it is.
+        train: the task's train images, features by ``start``.
+        test_images: ``[M, H, W, 3]`` uint8.
+        test_labels: ``[M]`` integers.
+        spec: of the fine-tuning.
+        head: settings of the head that comes first.
+
+    Raises:
+        ComputeError: the loss is not finite.
+    """
+    began = time.perf_counter()
+    n_classes = int(max(train.labels.max(), test_labels.max())) + 1
+    fit = fit_head(train.features, train.labels, head, groups=train.groups, n_classes=n_classes)
+    before = predict(extract_features(start, test_images).astype(np.float64), fit.weight, fit.bias)
+    trained = train_expert(start, [train], spec, head=head)
+    tuned = replace(start, network=_with_weights(start, trained.state))
+    weight, bias = (trained.heads[f"{train.task_id}.{name}"].double().numpy() for name in ("weight", "bias"))
+    after = predict(extract_features(tuned, test_images).astype(np.float64), weight, bias)
+    return TransferRun(
+        error=float((after != test_labels).mean()),
+        balanced_error=balanced_error(test_labels, after, n_classes),
+        frozen_error=float((before != test_labels).mean()),
+        frozen_balanced_error=balanced_error(test_labels, before, n_classes),
+        n_train=len(train.labels),
+        n_test=len(test_labels),
+        steps=trained.steps,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _with_weights(start: Probe, state: State) -> nn.Module:
+    network = copy.deepcopy(start.original)
+    network.load_state_dict(dict(state))
+    return network.eval()

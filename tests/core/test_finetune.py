@@ -15,7 +15,7 @@ from torch import nn
 from t2v_core.config import HeadSpec, TrainingSpec
 from t2v_core.errors import ComputeError, ConfigError, WeightsError
 from t2v_core.features import extract_features
-from t2v_core.finetune import FrozenNorms, State, TrainedExpert, TrainingData, train_expert
+from t2v_core.finetune import FrozenNorms, State, TrainedExpert, TrainingData, even_sample, train_expert, transfer_run
 from t2v_core.probes import Probe, build_network, load_probe
 
 NAME, SIZE = "efficientnet_lite0", 32
@@ -255,3 +255,37 @@ def test_folding_anew_is_the_same_function_and_has_the_same_gradients() -> None:
         assert one.grad is not None
         assert two.grad is not None
         assert torch.allclose(one.grad, two.grad, rtol=1e-8, atol=1e-9 * float(two.grad.abs().max())), name
+
+
+def test_an_even_sample_takes_turns_among_the_classes() -> None:
+    labels = np.array([0] * 20 + [1] * 3 + [2] * 7)
+    five = even_sample(labels, 5, seed=0)
+    assert sorted(np.bincount(labels[five])) == [1, 2, 2]
+    twelve = even_sample(labels, 12, seed=0)
+    np.testing.assert_array_equal(np.bincount(labels[twelve]), [5, 3, 4])
+    assert set(five) <= set(twelve)
+    assert list(twelve) == sorted(set(twelve))
+    assert not np.array_equal(twelve, even_sample(labels, 12, seed=1))
+    np.testing.assert_array_equal(even_sample(labels, 0, seed=0), np.arange(30))
+    np.testing.assert_array_equal(even_sample(labels, 99, seed=0), np.arange(30))
+
+
+def test_a_run_that_does_not_move_has_the_errors_of_the_frozen_start() -> None:
+    task = data()[0]
+    train, test = np.arange(0, 80, 2), np.arange(1, 80, 2)
+    half = TrainingData(task.task_id, task.images[train], task.labels[train], task.features[train])
+    still = TrainingSpec(steps=1, batch_size=4, learning_rate=1e-12, shift=0, weight_decay=0)
+    run = transfer_run(probe(), half, task.images[test], task.labels[test], still, head=HEAD)
+    assert run.error == run.frozen_error
+    assert run.balanced_error == run.frozen_balanced_error
+    assert (run.n_train, run.n_test, run.steps) == (40, 40, 1)
+    assert 0 < run.frozen_error < 0.9
+
+
+def test_fine_tuning_all_layers_learns_what_a_head_cannot() -> None:
+    """Judged on its own train images: a strong L2 keeps the head from them, and the layers bring them apart."""
+    task = data()[1]
+    spec = SHORT.model_copy(update={"steps": 30, "batch_size": 32, "shift": 0})
+    weak = HeadSpec(l2=(1.0,))
+    run = transfer_run(probe(), task, task.images, task.labels, spec, head=weak)
+    assert run.error < run.frozen_error
