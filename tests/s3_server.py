@@ -8,13 +8,15 @@ request at a time. Bucket names ask for the quirks of other servers and accounts
 
 - ``readonly...``: every write is denied;
 - ``lax...``: ``If-None-Match`` is ignored, as old servers do;
-- ``terse...``: a failed condition is not named in the answer, as MinIO does.
+- ``terse...``: a failed condition is not named in the answer, as MinIO does;
+- ``busy...``: the first request of a kind for each object is told to come again (503 SlowDown).
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -25,12 +27,14 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 __all__ = ["strict"]
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _CONDITION = b"<Condition>If-None-Match</Condition>"
 
 
 def strict(app: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]) -> Any:
     """``app`` with one request at a time, and the quirks that bucket names ask for."""
     lock = threading.Lock()
+    asked: Counter[tuple[str, str]] = Counter()
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
@@ -41,6 +45,14 @@ def strict(app: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]) -> 
                 "403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(_DENIED)))]
             )
             return [_DENIED]
+        if path.startswith("/busy") and path.strip("/").count("/"):
+            asked[method, path] += 1
+            if asked[method, path] == 1:
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response(
+                    "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(_BUSY)))]
+                )
+                return [_BUSY]
         if path.startswith("/lax"):
             environ.pop("HTTP_IF_NONE_MATCH", None)
         begun: list[Any] = []

@@ -45,7 +45,7 @@ def test_runs_of_two_starts(config: Callable[..., str], tmp_path: Path, prefect_
     assert runs.loc[runs["size"] == 0, "n_train"].min() > 12
     assert runs["balanced_error"].between(0, 1).all()
     one = runs[(runs["task_id"] == "shapes/label") & (runs["size"] == 12) & (runs["expert"] == "generic")]
-    assert one["seed"].tolist() == [0, 1]
+    assert sorted(one["seed"]) == [0, 1]
     again = transfer(params)
     assert (again.done, again.reused) == (0, 16)
     answer = CliRunner().invoke(
@@ -56,27 +56,20 @@ def test_runs_of_two_starts(config: Callable[..., str], tmp_path: Path, prefect_
     assert "16 there already" in answer.output
 
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
+def test_names_that_match_nothing(
+    config: Callable[..., str], tmp_path: Path, prefect_api: None, dask_cluster: str
+) -> None:
+    params = small(config, tmp_path, dask_cluster)
+    ingest(params)
+    train_experts(params)
+    for spec, said in (
         ({"tasks": ["nowhere/*"]}, "no task of the library matches nowhere"),
         ({"starts": ["nobody"]}, "no expert matches nobody"),
         ({"starts": ["selected"]}, "selection"),
-    ],
-)
-def test_names_that_match_nothing(
-    config: Callable[..., str],
-    tmp_path: Path,
-    prefect_api: None,
-    dask_cluster: str,
-    spec: dict[str, object],
-    said: str,
-) -> None:
-    params = small(config, tmp_path, dask_cluster, **spec)
-    ingest(params)
-    train_experts(params)
-    with pytest.raises(ConfigError, match=said):
-        transfer(params)
+    ):
+        small(config, tmp_path, dask_cluster, **spec)  # writes the config anew
+        with pytest.raises(ConfigError, match=said):
+            transfer(params)
 
 
 def test_a_config_without_runs_says_so(config: Callable[..., str], tmp_path: Path, prefect_api: None) -> None:
