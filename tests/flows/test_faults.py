@@ -20,7 +20,6 @@ from flows._cluster import shared_cluster
 from flows._stage import StageParams
 from flows._store import Store
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
-from flows.evaluate_experts import evaluate_experts
 from flows.ingest import ingest
 from flows.train_experts import train_experts
 from t2v_core.errors import StoreError
