@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
 
 from flows._data import Extractor, load_extractor, load_images, load_outside, source_record
@@ -35,19 +36,34 @@ def n_chunks(store_url: str, prefix: str) -> int:
     return max(1, -(-int(source_record(store_url, prefix)["n_images"]) // CHUNK))
 
 
+@lru_cache(maxsize=3)
+def _network(store_url: str, extractor: Extractor, precision: str) -> GivesFeatures:
+    if extractor.outside:
+        outside = load_outside(store_url, extractor)
+        return outside if precision == "float32" else outside.to(torch.bfloat16)
+    probe = load_extractor(store_url, extractor)
+    return probe if precision == "float32" else probe.to(torch.bfloat16)
+
+
 def make_features(
-    store_url: str, extractor: Extractor, digest: str, prefix: str, chunk: int, batch_size: int = 64
+    store_url: str,
+    extractor: Extractor,
+    digest: str,
+    prefix: str,
+    chunk: int,
+    batch_size: int = 64,
+    precision: str = "float32",
 ) -> float:
     """Make one chunk where it is not in the store; returns seconds, 0 where it was there.
 
     Raises:
         ComputeError: features that are not finite, or beyond half precision.
     """
-    store, key = Store(store_url), features_key(digest, extractor.image_size, prefix, chunk)
+    store, key = Store(store_url), features_key(digest, extractor.image_size, prefix, chunk, precision)
     if store.exists(key):
         return 0.0
     began = time.perf_counter()
-    network: GivesFeatures = (load_outside if extractor.outside else load_extractor)(store_url, extractor)
+    network = _network(store_url, extractor, precision)
     first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, source_record(store_url, prefix)["n_images"])
     out = np.empty((last - first, network.n_features), np.float16)
     for start in range(first, last, _DECODED):
@@ -69,7 +85,13 @@ def _chunk(store_url: str, key: str) -> np.ndarray:
 
 
 def read_features(
-    store_url: str, extractor: Extractor, digest: str, prefix: str, rows: np.ndarray, batch_size: int = 64
+    store_url: str,
+    extractor: Extractor,
+    digest: str,
+    prefix: str,
+    rows: np.ndarray,
+    batch_size: int = 64,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, float]:
     """Features ``[M, D]`` float32 of some rows; chunks of theirs that are not in the store are made.
 
@@ -85,8 +107,8 @@ def read_features(
     parts: dict[int, np.ndarray] = {}
     seconds = 0.0
     for chunk in np.unique(chunk_of).tolist():
-        seconds += make_features(store_url, extractor, digest, prefix, chunk, batch_size)
-        key = features_key(digest, extractor.image_size, prefix, chunk)
+        seconds += make_features(store_url, extractor, digest, prefix, chunk, batch_size, precision)
+        key = features_key(digest, extractor.image_size, prefix, chunk, precision)
         values, wanted = _chunk(store_url, key), min(CHUNK, n - chunk * CHUNK)
         if len(values) != wanted:
             raise StoreError(f"{key} holds {len(values)} rows where {wanted} belong; delete it and run again")

@@ -61,10 +61,10 @@ def library_key(name: str, digest: str) -> str:
     return f"libraries/{readable(name)}-{digest}.parquet"
 
 
-def features_key(digest: str, image_size: int, source: str, chunk: int = 0) -> str:
+def features_key(digest: str, image_size: int, source: str, chunk: int = 0, precision: str = "float32") -> str:
     """Features of an extractor (by the digest of its weights) over a chunk of a packed source."""
     part = f"-{chunk:05d}" if chunk else ""
-    made_of = fingerprint("features", digest, image_size, source)
+    made_of = fingerprint("features", digest, image_size, source, *([precision] if precision != "float32" else []))
     return f"features/{digest}/{source.split('/')[-1]}-{made_of}{part}.safetensors"
 
 

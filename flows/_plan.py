@@ -223,7 +223,9 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
             there,
             [
                 (
-                    0.0 if expert == GENERIC else images[name] * (pixels / size) ** 2 / n,
+                    0.0
+                    if expert == GENERIC and config.evaluation.precision == "float32"
+                    else images[name] * (pixels / size) ** 2 / n,
                     _head_seconds(part, speed),
                     2 * images[name] * d // n,
                 )

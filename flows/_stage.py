@@ -187,17 +187,26 @@ def run_unit(
     return answer
 
 
-def features_units(run: Run, label: str, extractor: Extractor, digest: str, prefix: str, batch_size: int) -> list[Unit]:
+def features_units(
+    run: Run,
+    label: str,
+    extractor: Extractor,
+    digest: str,
+    prefix: str,
+    batch_size: int,
+    precision: str = "float32",
+) -> list[Unit]:
     """A unit for each chunk of an extractor's features on a source, of `flows._units.features_unit`."""
     units = []
     for chunk in range(n := n_chunks(run.store.url, prefix)):
         payload = {
-            "key": features_key(digest, extractor.image_size, prefix, chunk),
+            "key": features_key(digest, extractor.image_size, prefix, chunk, precision),
             "extractor": extractor.model_dump(),
             "digest": digest,
             "prefix": prefix,
             "chunk": chunk,
             "batch_size": batch_size,
+            "precision": precision,
         }
         units.append(Unit(f"{label}, part {chunk + 1} of {n}" if n > 1 else label, payload["key"], payload))
     return units

@@ -46,7 +46,7 @@ def _answer(key: str, wrote: bool, *messages: str) -> dict[str, Any]:
 def features_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Features of one extractor on one chunk of a source."""
     extractor = Extractor.model_validate(payload["extractor"])
-    of = (payload["digest"], payload["prefix"], payload["chunk"], payload["batch_size"])
+    of = (payload["digest"], payload["prefix"], payload["chunk"], payload["batch_size"], payload["precision"])
     seconds = make_features(store_url, extractor, *of)
     return _answer(payload["key"], seconds > 0, f"features in {seconds:.1f} s")
 
@@ -155,7 +155,8 @@ def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     table = annotations(store_url, prefix)
     tasks = [(str(t["task_id"]), resolve_task(TaskSpec.model_validate(t), table)) for t in payload["tasks"]]
     used = np.unique(np.concatenate([rows.rows for _, rows in tasks]))
-    values, seconds = read_features(store_url, extractor, payload["digest"], prefix, used, spec.batch_size)
+    of = (payload["digest"], prefix, used, spec.batch_size, spec.precision)
+    values, seconds = read_features(store_url, extractor, *of)
     began = time.perf_counter()
     placed = [(i, replace(rows, rows=np.searchsorted(used, rows.rows))) for i, rows in tasks]
     cells = evaluate_block(payload["expert"], values, placed, spec.head)

@@ -23,8 +23,8 @@ def _large_features(run: Run, experts: list[dict[str, Any]], sources: dict[str, 
     for expert in experts:
         for name, prefix in sources.items():
             extractor = Extractor.model_validate(expert["extractor"])
-            label, size = f"features of {expert['name']} on {name}", run.config.evaluation.batch_size
-            parts = features_units(run, label, extractor, expert["digest"], prefix, size)
+            label, spec = f"features of {expert['name']} on {name}", run.config.evaluation
+            parts = features_units(run, label, extractor, expert["digest"], prefix, spec.batch_size, spec.precision)
             units += parts if len(parts) > 1 else []
     return units
 

@@ -54,9 +54,12 @@ class FeatureExtractor:
         """Hash of all that its features are a function of, beside the image: weights, size, mean and deviation."""
         return fingerprint("extractor", self.digest, self.transform)
 
-    def to(self, device: torch.device) -> FeatureExtractor:
-        """A copy on another device; this one stays as it is."""
-        return replace(self, network=copy.deepcopy(self.network).to(device), device=device)
+    def to(self, target: torch.device | torch.dtype) -> FeatureExtractor:
+        """A copy on another device, or in another floating type; this one stays as it is."""
+        network = copy.deepcopy(self.network).to(target)
+        if isinstance(target, torch.dtype):
+            return replace(self, network=network, dtype=target)
+        return replace(self, network=network, device=target)
 
 
 def extractor_of_network(

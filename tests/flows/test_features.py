@@ -88,3 +88,15 @@ def test_blocks_keep_to_their_rows_and_lose_no_task() -> None:
     assert [len(b) for b in blocks(tasks, BLOCK)] == [8]  # its rows are so many at most
     huge = [task("s/a", 1, 1), task("s/huge", BLOCK, BLOCK), task("s/b", 1, 1)]
     assert [[t.task_id for t in b] for b in blocks(huge, 10 * BLOCK)] == [["s/a"], ["s/huge"], ["s/b"]]
+
+
+def test_bfloat16_is_another_object_with_nearly_the_same_features(url: str) -> None:
+    probe = load_extractor(url, EXTRACTOR)
+    rows = np.arange(40)
+    full, _ = read_features(url, EXTRACTOR, probe.digest, PREFIX, rows)
+    brain, seconds = read_features(url, EXTRACTOR, probe.digest, PREFIX, rows, 64, "bfloat16")
+    assert seconds > 0
+    assert len(list(Store(url).list("features"))) == 2
+    assert not np.array_equal(full, brain)
+    spread = np.linalg.norm(full - full.mean(0))
+    assert np.linalg.norm(brain - full) < 0.2 * spread
