@@ -1,0 +1,171 @@
+"""The rehearsal's results in a few MB, and what its error matrix shows.
+
+    python benchmarks/rehearsal.py keep runs/rehearsal/store       writes benchmarks/results/rehearsal/
+    python benchmarks/rehearsal.py show                            prints the tables of docs/rehearsal.md from there
+
+Kept: tasks, experts, both error matrices (tasks x experts), each layer's mean of every embedding, 1,024 of its filters
+(evenly spaced, logarithms), and distances between tasks, symmetric and of domains, the upper triangle row by row.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RESULTS = Path(__file__).parent / "results" / "rehearsal"
+N_FILTERS = 1024
+SETS = ("openmoji", "noto", "twemoji")
+
+
+def _write(name: str, table: pa.Table | pd.DataFrame) -> None:
+    table = pa.Table.from_pandas(table, preserve_index=False) if isinstance(table, pd.DataFrame) else table
+    table = table.replace_schema_metadata(None)
+    pq.write_table(table, RESULTS / f"{name}.parquet", compression="zstd", compression_level=19)
+
+
+def _wide(names: tuple[str, ...], columns: tuple[str, ...], values: np.ndarray) -> pa.Table:
+    return pa.table({"task_id": list(names)} | {c: values[:, i].astype(np.float32) for i, c in enumerate(columns)})
+
+
+def keep(url: str) -> None:
+    """Write the compact results of a store."""
+    from flows._data import annotations, read_cells
+    from flows._pointers import read_pointer
+    from flows._store import Store
+    from t2v_core.distances import cosine_matrix, symmetric_matrix
+    from t2v_core.library import TaskLibrary, resolve_task
+    from t2v_core.matrix import ErrorMatrix
+    from t2v_core.records import EmbeddingTable
+
+    store = Store(url)
+
+    def last(stage: str) -> dict:
+        return read_pointer(store, "rehearsal", stage)
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    sources = last("sources")["sources"]
+    library = TaskLibrary.from_table(store.read_table(last("library")["manifest"]))
+    embeddings = EmbeddingTable.of(store.read_table("embeddings/part-0.parquet"), last("embeddings")["embeddings"])
+    shelf = last("experts")["experts"]
+    rows = []
+    for task in library.tasks:
+        found = resolve_task(task.spec, annotations(url, sources[task.spec.source]))
+        rows.append(
+            {
+                "task_id": task.task_id,
+                "source": task.spec.source,
+                "label": task.spec.label,
+                "kind": task.spec.kind,
+                "classes": len(task.spec.classes),
+                "lineage": "/".join(task.spec.lineage),
+                "n_train": sum(task.train_counts),
+                "n_test": sum(task.test_counts),
+                "test_groups": len(np.unique(found.groups[found.test])),
+            }
+        )
+    scalars = ["task_id", "complexity", "noise_distance", "head_loss", "head_error", "n_passes", "seconds"]
+    _write("tasks", pd.DataFrame(rows).merge(embeddings.frame[scalars], on="task_id", how="left", validate="1:1"))
+    _write(
+        "experts",
+        pd.DataFrame({"expert": e["name"], "tasks": list(e["tasks"]), "seconds": e["seconds"]} for e in shelf),
+    )
+    cells = read_cells(store, last("error_matrix")["blocks"])
+    trained_on = {e["name"]: e["tasks"] for e in shelf}
+    for metric in ("balanced_error", "error"):
+        matrix = ErrorMatrix.of(cells, embeddings.task_ids, trained_on, metric)
+        _write(metric, _wide(matrix.task_ids, matrix.experts, matrix.errors))
+    vectors = embeddings.vectors.astype(np.float64)
+    means = np.stack([vectors[:, x.start : x.stop].mean(1) for x in embeddings.layers], 1)
+    _write("layer_means", _wide(embeddings.task_ids, tuple(x.name for x in embeddings.layers), means))
+    picked = np.linspace(0, vectors.shape[1] - 1, N_FILTERS).round().astype(int)
+    filters = np.log10(vectors[:, picked]).astype(np.float16)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(filters.reshape(-1)), N_FILTERS)
+    _write("filters", pa.table({"task_id": list(embeddings.task_ids), "log10": flat}))
+    upper = np.triu_indices(len(vectors), 1)
+    distances = {
+        "symmetric": symmetric_matrix(vectors)[upper],
+        "domain": cosine_matrix(embeddings.domains.astype(np.float64))[upper],
+    }
+    _write("distances", pa.table({k: v.astype(np.float16) for k, v in distances.items()}))
+    for file in sorted(RESULTS.glob("*.parquet")):
+        print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
+
+
+def _family(tasks: pd.DataFrame) -> pd.Series:
+    """The kinds of task that docs/rehearsal.md speaks of."""
+    emoji = tasks["source"].isin(SETS)
+    names = tasks["label"].where(emoji, tasks["source"])
+    return names.where(~emoji | names.isin(["skin_tone", "gender", "keyword", "category", "subcategory"]), "other")
+
+
+def show() -> None:
+    """Print the tables."""
+    tasks = pd.read_parquet(RESULTS / "tasks.parquet")
+    experts = pd.read_parquet(RESULTS / "experts.parquet")
+    errors = pd.read_parquet(RESULTS / "balanced_error.parquet").set_index("task_id").loc[tasks["task_id"]]
+    own = np.array([[t in set(on) for on in experts["tasks"]] for t in tasks["task_id"]])
+    source_of = experts["tasks"].map(lambda on: on[0].split("/")[0] if len(on) else "")
+    own_set = source_of.to_numpy()[None, :] == tasks["source"].to_numpy()[:, None]
+    e = errors.to_numpy()
+    family = _family(tasks)
+    print(f"{len(tasks)} tasks x {len(experts)} experts, {np.isfinite(e).sum():,} cells, {np.isnan(e).sum()} failed\n")
+
+    def best(hidden: np.ndarray) -> np.ndarray:
+        return np.asarray(np.nanmin(np.where(hidden, np.nan, e), 1))
+
+    columns = {
+        "tasks": np.ones(len(e)),
+        "chance": 1 - 1 / tasks["classes"].to_numpy(),
+        "generic": e[:, 0],
+        "median expert": np.nanmedian(e[:, 1:], 1),
+        "worst": np.nanmax(e, 1),
+        "best": best(np.zeros_like(own)),
+        "best but its own": best(own),
+        "best of other sets": best(own_set),
+    }
+    means = pd.DataFrame(columns).groupby(family.to_numpy()).agg("mean")
+    means["tasks"] = family.value_counts()
+    means.loc["all"] = [len(e), *(np.mean(v) for k, v in columns.items() if k != "tasks")]
+    print("| family | " + " | ".join(means.columns) + " |\n|---|" + "---:|" * len(means.columns))
+    for name, row in means.iterrows():
+        print(f"| {name} | {row['tasks']:.0f} | " + " | ".join(f"{v:.3f}" for v in row.iloc[1:]) + " |")
+
+    # The best of many experts is partly luck. A fair judge: pick on the same task of another set.
+    suffix = tasks["task_id"].str.split("/", n=1).str[1]
+    place = {t: i for i, t in enumerate(tasks["task_id"])}
+    pairs = [
+        (place[f"{a}/{s}"], place[f"{b}/{s}"])
+        for a in SETS for b in SETS if a != b
+        for s in suffix[tasks["source"] == a] if f"{b}/{s}" in place
+    ]  # fmt: skip
+    here, twin = np.array(pairs).T
+    rng = np.random.default_rng(0)
+    concept = suffix.to_numpy()[here]
+    print(f"\n{len(pairs)} pairs of a task and the same task in another set; the expert is picked on the other one.\n")
+    print("| expert | error | less generic, points | 95% |\n|---|---:|---:|---:|")
+    base = e[here, 0]
+    for name, hidden in (("picked on the twin", own), ("the same, experts of the task's set left out", own_set)):
+        masked = np.where(hidden[here] | own[twin], np.inf, e[twin])
+        chosen = e[here, masked.argmin(1)]
+        gain = pd.Series(chosen - base).groupby(concept).mean().to_numpy()
+        resampled = [rng.choice(gain, len(gain)).mean() for _ in range(2000)]
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        print(f"| {name} | {chosen.mean():.3f} | {100 * gain.mean():+.1f} | [{100 * low:+.1f}, {100 * high:+.1f}] |")
+    print(f"| generic | {base.mean():.3f} | | |")
+    means_of = np.array([np.nanmean(np.where(own[:, i], np.nan, e[:, i])) for i in range(e.shape[1])])
+    order = np.argsort(means_of)
+    print("\n| place | expert | mean error |\n|---:|---|---:|")
+    for i in [*order[:5], *([0] if 0 not in order[:5] else []), *order[-3:]]:
+        print(f"| {int(np.flatnonzero(order == i)[0]) + 1} | {experts['expert'][i]} | {means_of[i]:.3f} |")
+    winners = np.nanargmin(np.where(own, np.nan, e), 1)
+    print(f"\n{len(np.unique(winners))} experts are the best of some task, their own left out.")
+    print(f"generic between .10 and .60 on {int(((e[:, 0] > 0.1) & (e[:, 0] < 0.6)).sum())} of {len(e)} tasks")
+
+
+if __name__ == "__main__":
+    keep(sys.argv[2]) if sys.argv[1:2] == ["keep"] else show()
