@@ -92,7 +92,7 @@ def outside_key(name: str, digest: str, suffix: str) -> str:
 
 def block_key(expert: str, digest: str, image_size: int, source: str, tasks: list[Task], spec: EvaluationSpec) -> str:
     """A block of the error matrix: one expert on one source's tasks."""
-    shaping = spec.model_dump(mode="json", exclude={"batch_size"})
+    shaping = spec.model_dump(mode="json", exclude={"batch_size", "meta_tasks"})
     made_of = fingerprint("block", digest, image_size, source, [t.fingerprint for t in tasks], shaping)
     return f"{BLOCK_UNITS}/{readable(expert)}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.parquet"
 

@@ -20,6 +20,7 @@ from t2v_core.experts import GENERIC, ExpertSpec, expert_rules, expert_specs
 from t2v_core.features import extract_features
 from t2v_core.library import Task, TaskLibrary
 from t2v_core.many_heads import HeadTask, fit_heads
+from t2v_core.matrix import wanted_cells
 from t2v_core.preview import preview_library
 from t2v_core.probes import Probe
 
@@ -55,6 +56,8 @@ class Line:
     """Forward passes still to do, a backward pass counted as `BACKWARD` of them."""
     seconds: float
     """Of one worker, for what is still to do."""
+    read: int
+    """Bytes still to read from the store, or for ingest from the sources; roughly."""
     written: int
     """Bytes still to write."""
 
@@ -109,8 +112,10 @@ def _library(config: PipelineConfig, store: Store) -> tuple[TaskLibrary, dict[st
     return TaskLibrary.from_table(store.read_table(pointer["manifest"])), images, absent, True
 
 
-def _line(stage: str, keys: list[str], there: set[str], costs: list[tuple[float, float, int]], speed: Speed) -> Line:
-    """Costs: (forward passes, other seconds, bytes written) of each unit."""
+def _line(
+    stage: str, keys: list[str], there: set[str], costs: list[tuple[float, float, int, int]], speed: Speed
+) -> Line:
+    """Costs: (forward passes, other seconds, bytes read, bytes written) of each unit."""
     todo = [cost for key, cost in zip(keys, costs, strict=True) if key not in there]
     passes = sum(cost[0] for cost in todo)
     return Line(
@@ -120,6 +125,7 @@ def _line(stage: str, keys: list[str], there: set[str], costs: list[tuple[float,
         passes,
         passes / speed.images + sum(cost[1] for cost in todo),
         sum(cost[2] for cost in todo),
+        sum(cost[3] for cost in todo),
     )
 
 
@@ -135,10 +141,14 @@ def _embedding_passes(config: PipelineConfig, task: Task) -> float:
     return each.get(spec.estimator, spec.draws * (1 + BACKWARD))
 
 
+def _train_images(spec: ExpertSpec, library: TaskLibrary) -> int:
+    tasks = set(spec.tasks)
+    return sum(sum(t.train_counts) for t in library.tasks if t.task_id in tasks)
+
+
 def _training_passes(config: PipelineConfig, spec: ExpertSpec, library: TaskLibrary) -> float:
     """Forward passes of a fine-tuning."""
-    training, tasks = config.experts.training, set(spec.tasks)
-    images = sum(sum(t.train_counts) for t in library.tasks if t.task_id in tasks)
+    training, images = config.experts.training, _train_images(spec, library)
     seen = training.steps * training.batch_size if training.steps else training.epochs * images
     return seen * (1 + BACKWARD)
 
@@ -167,7 +177,7 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
     prefixes = {name: pointer["sources"].get(name, source_prefix(s, "?")) for s in config.sources for name in [s.name]}
     there = set(store.list()) if exact else set()
     size = config.probe.image_size
-    d = probe.n_features
+    d, image = probe.n_features, 12 * size * size // 10  # bytes of a stored image, roughly
     by_source = library.by_source()
     specs, _ = expert_specs(
         expert_rules(config.experts, library.tasks),
@@ -181,6 +191,13 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
     outside = {e["name"]: e["digest"] for e in known["experts"]}
     shelf = [(spec.name, digests[spec.name], size) for spec in specs]
     shelf += [(e.name, outside.get(e.name, "not loaded"), e.image_size or size) for e in config.experts.external]
+    wanted = wanted_cells(config.evaluation.meta_tasks, [e for e, _, _ in shelf], [t.task_id for t in library.tasks])
+
+    def of_expert(expert: str) -> list[tuple[str, list[list[Task]]]]:
+        own = set(wanted[expert])
+        found = [(n, blocks([t for t in tasks if t.task_id in own], images[n])) for n, tasks in by_source.items()]
+        return [(name, parts) for name, parts in found if parts]
+
     weights = 4 * sum(p.numel() for p in probe.network.parameters())
     fingerprints = [embedding_fingerprint(t, config.probe, probe.digest, config.embedding) for t in library.tasks]
     lines = [
@@ -188,28 +205,39 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
             "ingest",
             [source_key(prefixes[name]) for name in images],
             there,
-            [(0.0, n / 2000, n * 12 * size * size // 10) for n in images.values()],
+            [(0.0, n / 2000, n * image, n * image) for n in images.values()],
             speed,
         ),
         _line(
             "probe features",
             [features_key(probe.digest, size, prefixes[name]) for name in images],
             there,
-            [(float(n), 0.0, 2 * n * d) for n in images.values()],
+            [(float(n), 0.0, n * image, 2 * n * d) for n in images.values()],
             speed,
         ),
         _line(
             "embed tasks",
             [embedding_key(t.task_id, config.probe.name, f) for t, f in zip(library.tasks, fingerprints, strict=True)],
             there,
-            [(_embedding_passes(config, t), _head_seconds([t], speed), 10 * probe.n_filters) for t in library.tasks],
+            [
+                (
+                    _embedding_passes(config, t),
+                    _head_seconds([t], speed),
+                    sum(t.train_counts) * (image + 2 * d),
+                    10 * probe.n_filters,
+                )
+                for t in library.tasks
+            ],
             speed,
         ),
         _line(
             "train experts",
             [f"{expert_key(spec)}/expert.json" for spec in specs[1:]],
             there,
-            [(_training_passes(config, spec, library), 0.0, weights) for spec in specs[1:]],
+            [
+                (_training_passes(config, spec, library), 0.0, _train_images(spec, library) * (image + 2 * d), weights)
+                for spec in specs[1:]
+            ],
             speed,
         ),
         _line(
@@ -217,8 +245,8 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
             [
                 block_key(expert, digest, pixels, prefixes[name], part, config.evaluation)
                 for expert, digest, pixels in shelf
-                for name, tasks in by_source.items()
-                for part in blocks(tasks, images[name])
+                for name, parts in of_expert(expert)
+                for part in parts
             ],
             there,
             [
@@ -227,18 +255,19 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
                     if expert == GENERIC and config.evaluation.precision == "float32"
                     else images[name] * (pixels / size) ** 2 / n,
                     _head_seconds(part, speed),
+                    images[name] * image // n + weights,
                     2 * images[name] * d // n,
                 )
                 for expert, _, pixels in shelf
-                for name, tasks in by_source.items()
-                for n in [len(blocks(tasks, images[name]))]
-                for part in blocks(tasks, images[name])
+                for name, parts in of_expert(expert)
+                for n in [len(parts)]
+                for part in parts
             ],
             speed,
         ),
     ]
     return Plan(
-        tuple(lines), len(library.tasks), len(shelf), len(library.tasks) * len(shelf), images, tuple(absent), exact
+        tuple(lines), len(library.tasks), len(shelf), sum(map(len, wanted.values())), images, tuple(absent), exact
     )
 
 

@@ -200,7 +200,7 @@ def plan(
     workers = workers or os.cpu_count() or 1
     planned = make_plan(loaded, place, network, speed)
     table = Table(title=f"{config}, store {place.url}", title_justify="left")
-    for column in ("stage", "units", "there", "image passes", "to write", f"time, {workers} workers"):
+    for column in ("stage", "units", "there", "image passes", "to read", "to write", f"time, {workers} workers"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for line in planned.lines:
         table.add_row(
@@ -208,6 +208,7 @@ def plan(
             str(line.units),
             str(line.there),
             f"{line.passes:,.0f}",
+            _size(line.read),
             _size(line.written),
             _hours(line.seconds / min(workers, max(1, line.units - line.there))),
         )

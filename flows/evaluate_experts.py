@@ -13,19 +13,19 @@ from flows._stage import Run, StageParams, StageResult, Unit, features_units, op
 from flows._units import compact_unit, evaluate_unit, features_unit
 from flows.ingest import library_of
 from t2v_core.library import Task
+from t2v_core.matrix import wanted_cells
 
 __all__ = ["evaluate_experts"]
 
 
-def _large_features(run: Run, experts: list[dict[str, Any]], sources: dict[str, str]) -> list[Unit]:
-    """Features of sources of several chunks, a unit each; a block makes those of smaller ones as it goes."""
+def _large_features(run: Run, pairs: list[tuple[dict[str, Any], str]], sources: dict[str, str]) -> list[Unit]:
+    """Features of experts on sources of several chunks, a unit each; a block makes those of smaller ones as it goes."""
     units = []
-    for expert in experts:
-        for name, prefix in sources.items():
-            extractor = Extractor.model_validate(expert["extractor"])
-            label, spec = f"features of {expert['name']} on {name}", run.config.evaluation
-            parts = features_units(run, label, extractor, expert["digest"], prefix, spec.batch_size, spec.precision)
-            units += parts if len(parts) > 1 else []
+    for expert, name in pairs:
+        extractor, spec = Extractor.model_validate(expert["extractor"]), run.config.evaluation
+        label, of = f"features of {expert['name']} on {name}", (expert["digest"], sources[name])
+        parts = features_units(run, label, extractor, *of, spec.batch_size, spec.precision)
+        units += parts if len(parts) > 1 else []
     return units
 
 
@@ -55,19 +55,20 @@ def evaluate_experts(params: StageParams) -> StageResult:
     """Features of each expert on each source, once; then a head and a test error for every task of the source."""
     with open_run(params) as run:
         sources, experts = run.pointed("sources")["sources"], run.pointed("experts")["experts"]
-        by_source = library_of(run).by_source()
-        wanted = {name: sources[name] for name in by_source}
-        if large := _large_features(run, experts, wanted):
+        library = library_of(run)
+        by_source = library.by_source()
+        rules, names = run.config.evaluation.meta_tasks, [e["name"] for e in experts]
+        wanted = {e: set(t) for e, t in wanted_cells(rules, names, [t.task_id for t in library.tasks]).items()}
+        pairs = [(e, n) for n in by_source for e in experts if wanted[e["name"]] & {t.task_id for t in by_source[n]}]
+        if large := _large_features(run, pairs, sources):
             run_units(run, "expert features", features_unit, large, folder="features", gpu=True, preparing=True)
         units = []
-        for name, tasks in by_source.items():
-            parts = blocks(tasks, source_record(run.store.url, sources[name])["n_images"])
-            names = [f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "" for i in range(len(parts))]
-            units += [
-                _unit(run, e, name, sources[name], part, said)
-                for e in experts
-                for part, said in zip(parts, names, strict=True)
-            ]
+        for expert, name in pairs:
+            own = [t for t in by_source[name] if t.task_id in wanted[expert["name"]]]
+            parts = blocks(own, source_record(run.store.url, sources[name])["n_images"])
+            for i, part in enumerate(parts):
+                said = f", part {i + 1} of {len(parts)}" if len(parts) > 1 else ""
+                units.append(_unit(run, expert, name, sources[name], part, said))
         result = run_units(run, "evaluate experts", evaluate_unit, units, folder=BLOCK_UNITS, gpu=True)
         compact_unit(run.store.url, {"dataset": "error_matrix"})
         failed = {unit for unit, _ in result.failures}

@@ -22,6 +22,7 @@ __all__ = [
     "HeadSpec",
     "LibraryFile",
     "LibrarySpec",
+    "MetaTaskRule",
     "Model2VecSpec",
     "PipelineConfig",
     "ProbeSpec",
@@ -359,6 +360,16 @@ class TransferSpec(FrozenModel):
     training: TrainingSpec = Field(TrainingSpec(), description="Fine-tuning of all layers.")
 
 
+class MetaTaskRule(FrozenModel):
+    """A part of the error matrix: some experts on some tasks, as the paper's meta-tasks are."""
+
+    name: str = Field(description="Name of the meta-task.")
+    tasks: list[str] = Field(min_length=1, description="Task ids or glob patterns.")
+    experts: list[str] = Field(min_length=1, description="Names of experts or glob patterns.")
+    n_tasks: int | None = Field(None, ge=1, description="So many of the tasks, a sample by their names; empty: all.")
+    n_experts: int | None = Field(None, ge=1, description="So many of the experts, likewise; empty: all.")
+
+
 class EvaluationSpec(FrozenModel):
     """How a cell of the error matrix is made."""
 
@@ -367,6 +378,11 @@ class EvaluationSpec(FrozenModel):
         "float32",
         description="In which the experts run. bfloat16 is about twice as fast where the processor has it, and moves "
         "single cells by a little noise, their mean by none that was found (docs/benchmarks.md).",
+    )
+    meta_tasks: list[MetaTaskRule] = Field(
+        default_factory=list,
+        description="The cells to make: those of each meta-task, and the generic expert on all of their tasks. Empty: "
+        "every expert on every task.",
     )
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
 

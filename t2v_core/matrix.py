@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from t2v_core.errors import DataError
+from t2v_core.config import MetaTaskRule
+from t2v_core.errors import ConfigError, DataError
+from t2v_core.fingerprints import name_rank
 
-__all__ = ["ErrorMatrix", "expert_vectors"]
+__all__ = ["ErrorMatrix", "expert_vectors", "wanted_cells"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,40 @@ class ErrorMatrix:
     def judged(self) -> np.ndarray:
         """Tasks ``[T]`` bool that have a known error of at least two experts that were not trained on them."""
         return np.asarray((np.isfinite(self.errors) & ~self.own).sum(1) >= 2)
+
+
+def _sample(names: Sequence[str], patterns: Sequence[str], n: int | None) -> list[str]:
+    """Names that match, in their order; ``n`` of them, which are the same whatever else there is."""
+    found = [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    kept = set(sorted(found, key=name_rank)[:n])
+    return [name for name in found if name in kept]
+
+
+def wanted_cells(
+    rules: Sequence[MetaTaskRule], experts: Sequence[str], tasks: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Which tasks each expert is tried on, in the order of the tasks.
+
+    Args:
+        rules: meta-tasks; none: every expert on every task.
+        experts: names, the generic expert first; it is tried on every task that any rule names.
+        tasks: task ids.
+
+    Raises:
+        ConfigError: a rule that matches no task, or no expert.
+    """
+    if not rules:
+        return dict.fromkeys(experts, tuple(tasks))
+    found: dict[str, set[str]] = {expert: set() for expert in experts}
+    for rule in rules:
+        its_tasks = _sample(tasks, rule.tasks, rule.n_tasks)
+        its_experts = _sample(experts[1:], rule.experts, rule.n_experts)
+        for what, names, patterns in (("task", its_tasks, rule.tasks), ("expert", its_experts, rule.experts)):
+            if not names:
+                raise ConfigError(f"meta-task {rule.name!r}: no {what} matches {', '.join(patterns)}")
+        for expert in (experts[0], *its_experts):
+            found[expert].update(its_tasks)
+    return {expert: tuple(t for t in tasks if t in own) for expert, own in found.items()}
 
 
 def expert_vectors(vectors: np.ndarray, task_ids: Sequence[str], trained_on: Mapping[str, Sequence[str]]) -> np.ndarray:
