@@ -69,7 +69,8 @@ class Cluster:
                     except (OSError, DaskTimeoutError, ValueError) as error:
                         raise ConfigError(
                             f"no Dask scheduler answers at {self.address!r} ({type(error).__name__}); start one with "
-                            "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, or leave --dask out"
+                            "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1 --preload-nanny "
+                            "flows._cluster`, or leave --dask out"
                         ) from error
                 else:
                     self._local = LocalCluster(
