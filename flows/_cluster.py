@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,12 @@ dask.config.set(
 )
 
 
+def _timed(function: Callable[..., dict[str, Any]], *args: Any) -> tuple[dict[str, Any], float]:
+    """Call, and say how many seconds the worker took."""
+    began = time.perf_counter()
+    return function(*args), time.perf_counter() - began
+
+
 class Cluster:
     """Runs pure functions on Dask workers; one client per process, started when it is first used.
 
@@ -52,6 +59,10 @@ class Cluster:
         self._gpus = False
         self._aborted = False
         self._waiting: set[Future] = set()
+        self.busy = 0.0
+        """Seconds that workers spent in units, all together."""
+        self.threads = 0
+        """Units that can run at once; 0 before the client is started."""
         self._slots = threading.Semaphore(1)
 
     def client(self) -> Client:
@@ -86,13 +97,14 @@ class Cluster:
                 info = self._client.scheduler_info(n_workers=-1)["workers"]
                 self._gpus = any("GPU" in w.get("resources", {}) for w in info.values())
                 # Two units for each thread of a worker: one runs, one is ready. More would only wait past its deadline.
-                self._slots = threading.Semaphore(2 * max(1, sum(w.get("nthreads", 1) for w in info.values())))
+                self.threads = max(1, sum(w.get("nthreads", 1) for w in info.values()))
+                self._slots = threading.Semaphore(2 * self.threads)
             return self._client
 
     def run(
         self, function: Callable[..., dict[str, Any]], *args: Any, gpu: bool = False, label: str = ""
     ) -> dict[str, Any]:
-        """Run one unit and wait for it.
+        """Run one unit and wait for it; its seconds on the worker are added to `busy`.
 
         Args:
             function: pure and importable by the workers.
@@ -108,10 +120,13 @@ class Cluster:
         with self._slots:
             if self._aborted:
                 raise ComputeError("the run was interrupted before this unit began")
-            future = client.submit(function, *args, pure=False, resources=resources)
+            future = client.submit(_timed, function, *args, pure=False, resources=resources)
             self._waiting.add(future)
             try:
-                result: dict[str, Any] = future.result(timeout=unit_deadline())
+                result: dict[str, Any]
+                result, seconds = future.result(timeout=unit_deadline())
+                with self._lock:
+                    self.busy += seconds
                 return result
             except DaskTimeoutError:
                 raise ComputeError(

@@ -73,14 +73,19 @@ class StageResult(BaseModel):
     reused: int = 0
     failed: int = 0
     seconds: float = 0.0
+    busy: float = Field(0.0, description="Seconds that workers spent in units, all workers together.")
+    threads: int = Field(0, description="Units that could run at once.")
     failures: list[tuple[str, str]] = Field(default_factory=list, description="Unit and reason.")
     notes: list[str] = Field(default_factory=list)
 
     def line(self) -> str:
         """In words."""
-        return (
+        told = (
             f"{self.stage}: {self.done} done, {self.reused} there already, {self.failed} failed, {self.seconds:.0f} s"
         )
+        if self.seconds > 10 and self.threads:
+            told += f", {self.threads} workers busy for {self.busy / self.seconds / self.threads:.0%} of it"
+        return told
 
 
 class StageFailed(RuntimeError):
@@ -246,7 +251,7 @@ def run_units(
     Raises:
         StageFailed: more than `max_failed_share` of the units failed.
     """
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), run.cluster.busy
     result = StageResult(stage=stage)
     there = set(run.store.list(folder))
     missing = [u for u in units if u.key not in there]
@@ -280,6 +285,7 @@ def run_units(
             raise
         result.failures.sort()
     result.seconds += time.perf_counter() - began
+    result.busy, result.threads = run.cluster.busy - busy, run.cluster.threads
     finish(run, result, len(units), preparing)
     return result
 

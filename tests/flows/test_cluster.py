@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +42,9 @@ def test_a_cluster_without_gpus_runs_everything(dask_cluster: str) -> None:
     cluster = Cluster(dask_cluster)
     try:
         assert cluster.run(WHERE, gpu=True)
+        before = cluster.busy
+        cluster.run(time.sleep, 0.2)
+        assert 0.2 <= cluster.busy - before < 5
+        assert cluster.threads == 2
     finally:
         cluster.close()
