@@ -16,6 +16,7 @@ to m_i.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from scipy.optimize import minimize
 
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import symmetric_matrix
-from t2v_core.errors import DataError
+from t2v_core.errors import ComputeError, DataError
 
 __all__ = ["Model2Vec", "fit_model2vec", "leave_one_task_out", "target_distribution"]
 
@@ -99,7 +100,24 @@ class _Linearised:
     grams: np.ndarray  # [E, T, T], divided by nothing
 
 
+def _check_room(n_tasks: int, n_experts: int, n_filters: int) -> None:
+    """Refuse what would be killed for its memory after hours.
+
+    Raises:
+        ComputeError: the gradients and Gram matrices do not fit.
+    """
+    needed = n_experts * n_tasks * (4 * n_filters + 24 * n_tasks)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * there:
+        raise ComputeError(
+            f"MODEL2VEC for {n_tasks} tasks, {n_experts} experts and {n_filters} filters wants {needed / 2**30:.0f} GiB, "
+            f"and this machine has {there / 2**30:.0f}; fit it on fewer tasks or experts (the paper's meta-tasks have "
+            "50), or on a larger machine. All earlier stages are in the store"
+        )
+
+
 def _linearise(tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: float) -> _Linearised:
+    _check_room(len(tasks), *base.shape)
     rows = torch.from_numpy(np.ascontiguousarray(tasks, np.float64))
     t0 = torch.from_numpy(np.ascontiguousarray(trivial, np.float64))[None]
     distances = np.empty((len(tasks), len(base)))

@@ -12,8 +12,8 @@ from scipy.optimize import check_grad, minimize
 from t2v_core import model2vec
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import asymmetric_distance, symmetric_matrix
-from t2v_core.errors import DataError
-from t2v_core.model2vec import Model2Vec, fit_model2vec, leave_one_task_out, target_distribution
+from t2v_core.errors import ComputeError, DataError
+from t2v_core.model2vec import Model2Vec, _linearise, fit_model2vec, leave_one_task_out, target_distribution
 
 ONE = Model2VecSpec(l2=(1e-2,))
 
@@ -271,3 +271,11 @@ def test_tasks_at_the_minimum_have_nothing_to_learn_from() -> None:
     same = np.tile(base[:1], (9, 1))
     model = fit_model2vec(same, errors, np.tile(base[:1], (4, 1)), t0, ONE.model_copy(update={"alpha": 0.0}))
     assert model.vectors == pytest.approx(np.tile(base[:1], (4, 1)))
+
+
+def test_what_does_not_fit_into_memory_is_said_at_once() -> None:
+    """20,000 tasks, 2,000 experts, 20,000 filters: from arrays that take no room themselves."""
+    tasks = np.broadcast_to(np.float64(1.0), (20_000, 20_000))
+    base = np.broadcast_to(np.float64(1.0), (2_000, 20_000))
+    with pytest.raises(ComputeError, match=r"wants \d+ GiB.*fewer tasks or experts"):
+        _linearise(tasks, base, np.ones(20_000), 0.15)
