@@ -111,8 +111,8 @@ def _check_room(n_tasks: int, n_experts: int, n_filters: int) -> None:
     if needed > 0.8 * there:
         raise ComputeError(
             f"MODEL2VEC for {n_tasks} tasks, {n_experts} experts and {n_filters} filters wants "
-            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}; fit it on fewer tasks or experts (the "
-            "paper's meta-tasks have 50), or on a larger machine. All earlier stages are in the store"
+            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}; fit it on fewer tasks or experts "
+            "(the paper's meta-tasks have 50), or on a larger machine. All earlier stages are in the store"
         )
 
 
