@@ -23,6 +23,7 @@ DEPLOYED = {
     "ingest/default",
     "embed-tasks/nightly",
     "train-experts/default",
+    "transfer/default",
     "evaluate-experts/default",
     "fit-model2vec/default",
     "report/default",
