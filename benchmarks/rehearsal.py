@@ -35,8 +35,10 @@ def _wide(names: tuple[str, ...], columns: tuple[str, ...], values: np.ndarray) 
 def keep(url: str) -> None:
     """Write the compact results of a store."""
     from flows._data import annotations, read_cells
+    from flows._keys import BLOCK_UNITS
     from flows._pointers import read_pointer
     from flows._store import Store
+    from flows._units import compact_unit
     from t2v_core.distances import cosine_matrix, symmetric_matrix
     from t2v_core.library import TaskLibrary, resolve_task
     from t2v_core.matrix import ErrorMatrix
@@ -74,7 +76,8 @@ def keep(url: str) -> None:
         "experts",
         pd.DataFrame({"expert": e["name"], "tasks": list(e["tasks"]), "seconds": e["seconds"]} for e in shelf),
     )
-    cells = read_cells(store, last("error_matrix")["blocks"])
+    compact_unit(url, {"dataset": "error_matrix"})  # also of a run that is not at its end
+    cells = read_cells(store, store.list(BLOCK_UNITS))
     trained_on = {e["name"]: e["tasks"] for e in shelf}
     for metric in ("balanced_error", "error"):
         matrix = ErrorMatrix.of(cells, embeddings.task_ids, trained_on, metric)
