@@ -91,8 +91,8 @@ def keep(url: str) -> None:
     _write("filters", pa.table({"task_id": list(embeddings.task_ids), "log10": flat}))
     upper = np.triu_indices(len(vectors), 1)
     distances = {
-        "symmetric": symmetric_matrix(vectors)[upper],
-        "domain": cosine_matrix(embeddings.domains.astype(np.float64))[upper],
+        "symmetric": symmetric_matrix(vectors, vectors)[upper],
+        "domain": cosine_matrix(*[embeddings.domains.astype(np.float64)] * 2)[upper],
     }
     _write("distances", pa.table({k: v.astype(np.float16) for k, v in distances.items()}))
     for file in sorted(RESULTS.glob("*.parquet")):
@@ -106,17 +106,26 @@ def _family(tasks: pd.DataFrame) -> pd.Series:
     return names.where(~emoji | names.isin(["skin_tone", "gender", "keyword", "category", "subcategory"]), "other")
 
 
+def _family_means(errors: np.ndarray, own: np.ndarray, family: pd.Series) -> np.ndarray:
+    """Mean error of each expert over the tasks of each task's family, ``[T, E]``."""
+    frame = pd.DataFrame(np.where(own, np.nan, errors))
+    return frame.groupby(family.to_numpy()).transform("mean").to_numpy()
+
+
 def show() -> None:
     """Print the tables."""
     tasks = pd.read_parquet(RESULTS / "tasks.parquet")
     experts = pd.read_parquet(RESULTS / "experts.parquet")
     errors = pd.read_parquet(RESULTS / "balanced_error.parquet").set_index("task_id").loc[tasks["task_id"]]
+    tried = errors.notna().all(axis=1).to_numpy()
+    print(f"{len(tasks)} tasks were embedded; every expert was tried on {tried.sum()} of them.")
+    tasks, errors = tasks[tried].reset_index(drop=True), errors[tried]
     own = np.array([[t in set(on) for on in experts["tasks"]] for t in tasks["task_id"]])
     source_of = experts["tasks"].map(lambda on: on[0].split("/")[0] if len(on) else "")
     own_set = source_of.to_numpy()[None, :] == tasks["source"].to_numpy()[:, None]
     e = errors.to_numpy()
     family = _family(tasks)
-    print(f"{len(tasks)} tasks x {len(experts)} experts, {np.isfinite(e).sum():,} cells, {np.isnan(e).sum()} failed\n")
+    print(f"{len(tasks)} tasks x {len(experts)} experts, {e.size:,} cells\n")
 
     def best(hidden: np.ndarray) -> np.ndarray:
         return np.asarray(np.nanmin(np.where(hidden, np.nan, e), 1))
@@ -152,9 +161,15 @@ def show() -> None:
     print(f"\n{len(pairs)} pairs of a task and the same task in another set; the expert is picked on the other one.\n")
     print("| expert | error | less generic, points | 95% |\n|---|---:|---:|---:|")
     base = e[here, 0]
-    for name, hidden in (("picked on the twin", own), ("the same, experts of the task's set left out", own_set)):
-        masked = np.where(hidden[here] | own[twin], np.inf, e[twin])
-        chosen = e[here, masked.argmin(1)]
+    static = np.array([np.nanmean(np.where(own[:, i], np.nan, e[:, i])) for i in range(e.shape[1])])
+    judges = {
+        "picked on the twin": np.where(own[here] | own[twin], np.inf, e[twin]),
+        "the same, experts of the task's set left out": np.where(own_set[here] | own[twin], np.inf, e[twin]),
+        "static: the lowest mean error over all tasks": np.where(own[here], np.inf, static),
+        "static in the family": np.where(own[here], np.inf, _family_means(e, own, family)[here]),
+    }
+    for name, scores in judges.items():
+        chosen = e[here, scores.argmin(1)]
         gain = pd.Series(chosen - base).groupby(concept).mean().to_numpy()
         resampled = [rng.choice(gain, len(gain)).mean() for _ in range(2000)]
         low, high = np.percentile(resampled, [2.5, 97.5])
