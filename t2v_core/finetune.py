@@ -169,6 +169,11 @@ class _Progress:
             self.optimiser.load_state_dict(
                 {"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]}
             )
+            # A fused step walks through memory: a moment must lie there as its weight does.
+            for parameter, moments in self.optimiser.state.items():
+                for name, value in moments.items():
+                    if value.shape == parameter.shape:
+                        moments[name] = torch.empty_like(parameter).copy_(value)
             self.generator.set_state(saved["generator"])
             step, loss, looks = saved["best_of"].tolist()
             self.losses, self.best = saved["losses"].tolist(), groups.get("best", {})
