@@ -39,14 +39,14 @@ def reference_error(values: np.ndarray, task: TaskRows) -> float:
     return balanced_error(labels, predict(values[rows].astype(np.float64), head.weight, head.bias), len(head.bias))
 
 
-def block(store: Store, expert: dict, prefix: str, tasks: list[Task]) -> tuple[np.ndarray, TaskRows]:
+def block(store: Store, expert: dict, prefix: str, tasks: list[Task]) -> tuple[np.ndarray, list[tuple[str, TaskRows]]]:
     """Features of the rows that the tasks use, and the tasks on them."""
     table = annotations(store.url, prefix)
     found = [(t.task_id, resolve_task(t.spec, table)) for t in tasks]
     used = np.unique(np.concatenate([r.rows for _, r in found]))
     extractor = Extractor.model_validate(expert["extractor"])
     values, _ = read_features(store.url, extractor, expert["digest"], prefix, used)
-    return values, [(i, replace(r, rows=np.searchsorted(used, r.rows))) for i, r in found]  # type: ignore[return-value]
+    return values, [(i, replace(r, rows=np.searchsorted(used, r.rows))) for i, r in found]
 
 
 def main(url: str, name: str) -> None:

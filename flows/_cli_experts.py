@@ -29,7 +29,6 @@ torchvision/mobilenet_v3_small --weights my.safetensors** puts one from outside 
 """,
 )
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 
 def _opened(context: typer.Context) -> tuple[PipelineConfig, Store]:
@@ -146,7 +145,7 @@ def add(
 
     from flows._data import load_outside
     from flows._registered import register_expert
-    from flows._shelf import kept, outside_extractor
+    from flows._shelf import outside_extractor
     from t2v_core.config import ExternalExpert, explain_validation_error, load_config
     from t2v_core.fingerprints import digest_bytes
 
@@ -173,13 +172,8 @@ def add(
         raise explain_validation_error(error, ExternalExpert, "t2v experts add") from error
     extractor = outside_extractor(place, new, config.probe.image_size)
     loaded = load_outside(place.url, extractor)
-    new = new.model_copy(
-        update={
-            "weights": kept(place, name, new.weights),
-            "program": kept(place, name, new.program),
-            "digest": loaded.digest,
-        }
-    )
+    kept = {"weights": extractor.weights, "program": extractor.program, "digest": loaded.digest}
+    new = new.model_copy(update=kept)
     changed = register_expert(place, config, new)
     out.print(
         f"{escape(name)} {'added' if changed else 'was there already, unchanged'}: {loaded.n_features} features at "

@@ -1,7 +1,7 @@
 """Features of an extractor on a source: made once, in chunks, in half precision; read by the rows that are asked for.
 
-What half precision does to the errors of heads is in docs/benchmarks.md (`benchmarks/precision.py`). Memory is that of
-a chunk and of the rows asked for, whatever the size of the source.
+`benchmarks/precision.py` measures what half precision does to the errors of heads. Memory is that of a chunk and of the
+rows asked for, whatever the size of the source.
 """
 
 from __future__ import annotations
@@ -38,11 +38,8 @@ def n_chunks(store_url: str, prefix: str) -> int:
 
 @lru_cache(maxsize=3)
 def _network(store_url: str, extractor: Extractor, precision: str) -> GivesFeatures:
-    if extractor.outside:
-        outside = load_outside(store_url, extractor)
-        return outside if precision == "float32" else outside.to(torch.bfloat16)
-    probe = load_extractor(store_url, extractor)
-    return probe if precision == "float32" else probe.to(torch.bfloat16)
+    network = (load_outside if extractor.outside else load_extractor)(store_url, extractor)
+    return network if precision == "float32" else network.to(torch.bfloat16)
 
 
 def make_features(

@@ -34,6 +34,21 @@ def _folder(name: str) -> str:
     return f"registered/{readable(name)}"
 
 
+def _put(store: Store, folder: str, name: str, value: FrozenModel) -> bool:
+    """Write a registration; whether it changed anything."""
+    key, new = f"{folder}/{readable(name)}.json", value.model_dump(mode="json")
+    if store.exists(key) and store.read_json(key) == new:
+        return False
+    store.replace_json(key, new)
+    return True
+
+
+def _drop(store: Store, config: PipelineConfig, folder: str, what: str, name: str, there: list[str]) -> None:
+    if name not in there:
+        raise ConfigError(f"no {what} {name!r} was added to {config.name!r}; added: {', '.join(there) or 'none'}")
+    store.delete(f"{folder}/{readable(name)}.json")
+
+
 def registered(store: Store, name: str) -> list[Registration]:
     """What was added to a config, by name."""
     return [Registration.model_validate(store.read_json(key)) for key in store.list(_folder(name))]
@@ -59,12 +74,7 @@ def register(store: Store, config: PipelineConfig, new: Registration) -> bool:
         ConfigError: the config itself has a source of that name.
     """
     check_free(config, new.source.name)
-    key = f"{_folder(config.name)}/{readable(new.source.name)}.json"
-    value = new.model_dump(mode="json")
-    if store.exists(key) and store.read_json(key) == value:
-        return False
-    store.replace_json(key, value)
-    return True
+    return _put(store, _folder(config.name), new.source.name, new)
 
 
 def unregister(store: Store, config: PipelineConfig, source: str) -> None:
@@ -73,10 +83,13 @@ def unregister(store: Store, config: PipelineConfig, source: str) -> None:
     Raises:
         ConfigError: it was not added.
     """
-    names = [r.source.name for r in registered(store, config.name)]
-    if source not in names:
-        raise ConfigError(f"no source {source!r} was added to {config.name!r}; added: {', '.join(names) or 'none'}")
-    store.delete(f"{_folder(config.name)}/{readable(source)}.json")
+    _drop(
+        store, config, _folder(config.name), "source", source, [r.source.name for r in registered(store, config.name)]
+    )
+
+
+def _own_experts(config: PipelineConfig) -> set[str]:
+    return {*(e.name for e in config.experts.external), *(r.name for r in config.experts.rules)}
 
 
 def _experts(name: str) -> str:
@@ -97,13 +110,9 @@ def register_expert(store: Store, config: PipelineConfig, new: ExternalExpert) -
     Raises:
         ConfigError: the config itself has an expert of that name.
     """
-    if new.name in [*(e.name for e in config.experts.external), *(r.name for r in config.experts.rules)]:
+    if new.name in _own_experts(config):
         raise ConfigError(f"the config {config.name!r} has an expert {new.name!r} of its own; choose another name")
-    key, value = f"{_experts(config.name)}/{readable(new.name)}.json", new.model_dump(mode="json")
-    if store.exists(key) and store.read_json(key) == value:
-        return False
-    store.replace_json(key, value)
-    return True
+    return _put(store, _experts(config.name), new.name, new)
 
 
 def unregister_expert(store: Store, config: PipelineConfig, name: str) -> None:
@@ -112,10 +121,7 @@ def unregister_expert(store: Store, config: PipelineConfig, name: str) -> None:
     Raises:
         ConfigError: it was not added.
     """
-    names = [e.name for e in added_experts(store, config.name)]
-    if name not in names:
-        raise ConfigError(f"no expert {name!r} was added to {config.name!r}; added: {', '.join(names) or 'none'}")
-    store.delete(f"{_experts(config.name)}/{readable(name)}.json")
+    _drop(store, config, _experts(config.name), "expert", name, [e.name for e in added_experts(store, config.name)])
 
 
 def configured(path: str, given_store: str = "") -> tuple[PipelineConfig, Store]:
@@ -128,8 +134,7 @@ def configured(path: str, given_store: str = "") -> tuple[PipelineConfig, Store]
     store = Store(store_url(given_store, config.name))
     experts = added_experts(store, config.name)
     if experts:
-        theirs = {*(e.name for e in config.experts.external), *(r.name for r in config.experts.rules)}
-        twice = [e.name for e in experts if e.name in theirs]
+        twice = [e.name for e in experts if e.name in _own_experts(config)]
         if twice:
             raise ConfigError(
                 f"expert {twice[0]!r} is in {path} and was added by `t2v experts add` as well; rename one, or "

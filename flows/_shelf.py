@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from flows._store import Store
 from t2v_core.config import ExternalExpert
 from t2v_core.errors import T2VError
 from t2v_core.experts import GENERIC, ExpertSpec
-from t2v_core.fingerprints import digest_bytes
+from t2v_core.fingerprints import digest_bytes, matching
 
-__all__ = ["from_outside", "generic", "kept", "outside_extractor", "trained_here"]
+__all__ = ["from_outside", "generic", "outside_extractor", "trained_here"]
 
 
 def generic(run: Run) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def trained_here(run: Run, spec: ExpertSpec) -> dict[str, Any]:
     }
 
 
-def kept(store: Store, name: str, value: str) -> str:
+def _kept(store: Store, name: str, value: str) -> str:
     """Where workers find a file of weights or a program: copied to the store. Names and keys stay as they are."""
     if value in ("", "imagenet", "random") or value.startswith("store:"):
         return value
@@ -67,11 +66,11 @@ def outside_extractor(store: Store, expert: ExternalExpert, image_size: int) -> 
     """
     return Extractor(
         architecture=expert.architecture,
-        weights=kept(store, expert.name, expert.weights),
+        weights=_kept(store, expert.name, expert.weights),
         image_size=expert.image_size or image_size,
         seed=expert.seed,
         outside=True,
-        program=kept(store, expert.name, expert.program),
+        program=_kept(store, expert.name, expert.program),
         mean=expert.mean,
         std=expert.std,
         digest=expert.digest,
@@ -102,7 +101,7 @@ def from_outside(run: Run, library: Sequence[str]) -> tuple[list[dict[str, Any]]
                 "digest": loaded.identity,
                 # From here on these weights and no others.
                 "extractor": extractor.model_copy(update={"digest": loaded.digest}).model_dump(mode="json"),
-                "tasks": [t for t in library if any(fnmatch.fnmatchcase(t, p) for p in expert.trained_on)],
+                "tasks": matching(library, expert.trained_on),
                 "seconds": 0.0,
             }
         )

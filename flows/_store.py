@@ -613,18 +613,21 @@ _REMEDIES = {
     ),
     "a part of the path is a file, not a folder: give the store another folder": ("NotADirectoryError",),
     "the object store cannot create conditionally (If-None-Match): use one that can": ("NotImplemented", "501"),
+    "the disk is full: free some room and run again; what is in the store is whole, and stays": (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+    ),
     "the package for this kind of store is missing: install it": ("ImportError", "ModuleNotFoundError"),
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REMEDY = {name: remedy for remedy, names in _REMEDIES.items() for name in names}
 
 
 def _explained(error: BaseException) -> str:
     """What went wrong and how to mend it, without anything secret."""
     names = [_code(error), *(type(link).__name__ for link in _chain(error))]
+    names += [errno.errorcode.get(getattr(link, "errno", None) or 0, "") for link in _chain(error)]
     remedy = next((_REMEDY[name] for name in names if name in _REMEDY), "")
-    if any(isinstance(link, OSError) and link.errno in _FULL for link in _chain(error)):
-        remedy = "the disk is full: free some room and run again; what is in the store is whole, and stays"
     said = getattr(error, "strerror", None) or str(error)
     # An endpoint may hold user:password@, and some servers repeat the access key.
     said = re.sub(r"://[^/@\s]*@", "://", said)

@@ -53,6 +53,9 @@ DaskOption = Annotated[
         "--dask", metavar="ADDRESS", help="Use this Dask scheduler (tcp://host:8786); default: a local cluster."
     ),
 ]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes of the local cluster; 0: one per core.")
+]
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, e.g. examples/demo.yaml.")]
 
 
@@ -122,7 +125,7 @@ def run(
     config: ConfigArgument,
     store: StoreOption = "",
     dask: DaskOption = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes of the local cluster; 0: one per core.")] = 0,
+    workers: WorkersOption = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Go through all stages even if the result is complete.")
     ] = False,
@@ -231,7 +234,7 @@ def transfer(
     config: ConfigArgument,
     store: StoreOption = "",
     dask: DaskOption = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes of the local cluster; 0: one per core.")] = 0,
+    workers: WorkersOption = 0,
 ) -> None:
     """Fine-tune experts on chosen tasks, all layers, and compare with the generic start: D_ft, and Fig. 4's curves.
 
@@ -240,11 +243,10 @@ def transfer(
     from t2v_core.config import load_config
 
     embedded_services(load_config(config).name)
-    from flows._pointers import read_pointer
     from flows._progress import listen, terminal_listener
     from flows._registered import configured
     from flows._stage import StageParams
-    from flows.transfer import TRANSFER, transfer_table
+    from flows.transfer import newest_table
     from flows.transfer import transfer as run_transfer
 
     stop = listen(terminal_listener(["transfer"]))
@@ -253,8 +255,7 @@ def transfer(
     finally:
         stop()
     loaded, place = configured(config, store)
-    runs = place.read_table(TRANSFER).to_pandas()
-    shown = transfer_table(runs[runs["unit"].isin(read_pointer(place, loaded.name, "transfer")["units"])])
+    shown = newest_table(place, loaded.name)
     table = Table(title="balanced test error after fine-tuning all layers", title_justify="left")
     for column in ("task", "images", "start", "frozen", "fine-tuned", "spread", "D_ft"):
         table.add_column(column, justify="left" if column in ("task", "start") else "right", overflow="fold")

@@ -18,10 +18,12 @@ from t2v_core.matrix import wanted_cells
 __all__ = ["evaluate_experts"]
 
 
-def _large_features(run: Run, pairs: list[tuple[dict[str, Any], str]], sources: dict[str, str]) -> list[Unit]:
+def _large_features(
+    run: Run, pairs: list[tuple[dict[str, Any], str, list[Task]]], sources: dict[str, str]
+) -> list[Unit]:
     """Features of experts on sources of several chunks, a unit each; a block makes those of smaller ones as it goes."""
     units = []
-    for expert, name in pairs:
+    for expert, name, _ in pairs:
         extractor, spec = Extractor.model_validate(expert["extractor"]), run.config.evaluation
         label, of = f"features of {expert['name']} on {name}", (expert["digest"], sources[name])
         parts = features_units(run, label, extractor, *of, spec.batch_size, spec.precision)
@@ -59,12 +61,16 @@ def evaluate_experts(params: StageParams) -> StageResult:
         by_source = library.by_source()
         rules, names = run.config.evaluation.meta_tasks, [e["name"] for e in experts]
         wanted = {e: set(t) for e, t in wanted_cells(rules, names, [t.task_id for t in library.tasks]).items()}
-        pairs = [(e, n) for n in by_source for e in experts if wanted[e["name"]] & {t.task_id for t in by_source[n]}]
+        pairs = [
+            (expert, name, own)
+            for name, tasks in by_source.items()
+            for expert in experts
+            if (own := [t for t in tasks if t.task_id in wanted[expert["name"]]])
+        ]
         if large := _large_features(run, pairs, sources):
             run_units(run, "expert features", features_unit, large, folder="features", gpu=True, preparing=True)
         units = []
-        for expert, name in pairs:
-            own = [t for t in by_source[name] if t.task_id in wanted[expert["name"]]]
+        for expert, name, own in pairs:
             parts = blocks(own, source_record(run.store.url, sources[name])["n_images"])
             for i, part in enumerate(parts):
                 said = f", part {i + 1} of {len(parts)}" if len(parts) > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,9 @@ from prefect.artifacts import create_table_artifact
 
 from flows._data import Extractor
 from flows._keys import TRANSFER, TRANSFER_UNITS, transfer_key
+from flows._pointers import read_pointer
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._store import Store
 from flows._units import compact_unit, transfer_unit
 from flows.ingest import library_of
 from t2v_core.config import TransferSpec
@@ -19,9 +20,10 @@ from t2v_core.distances import transfer_distance
 from t2v_core.errors import ConfigError
 from t2v_core.evaluation import LEFT_OUT
 from t2v_core.experts import GENERIC
+from t2v_core.fingerprints import matching
 from t2v_core.library import Task
 
-__all__ = ["transfer", "transfer_table"]
+__all__ = ["newest_table", "transfer", "transfer_table"]
 
 SELECTED = "selected"
 
@@ -39,15 +41,16 @@ def _pairs(run: Run, spec: TransferSpec, shelf: dict[str, Any], tasks: list[Task
     Raises:
         ConfigError: a name that matches no expert or no task.
     """
-    wanted = [t for t in tasks if any(fnmatch.fnmatchcase(t.task_id, p) for p in spec.tasks)]
+    ids = set(matching([t.task_id for t in tasks], spec.tasks))
+    wanted = [t for t in tasks if t.task_id in ids]
     if not wanted:
         raise ConfigError(f"transfer.tasks: no task of the library matches {', '.join(spec.tasks)}; see `t2v tasks`")
     patterns = [p for p in spec.starts if p != SELECTED]
-    idle = [p for p in patterns if not fnmatch.filter(shelf, p)]
+    idle = [p for p in patterns if not matching(shelf, [p])]
     if idle:
         raise ConfigError(f"transfer.starts: no expert matches {', '.join(idle)}; see `t2v experts`")
     picked = _selected(run) if SELECTED in spec.starts else {}
-    named = [e for e in shelf if any(fnmatch.fnmatchcase(e, p) for p in patterns)]
+    named = matching(shelf, patterns)
     outside = [e for e in [*named, *picked.values()] if e and shelf[e]["extractor"].get("outside")]
     if outside:
         raise ConfigError(
@@ -111,6 +114,16 @@ def transfer_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def newest_table(store: Store, name: str) -> pd.DataFrame:
+    """`transfer_table` of the runs that a config last asked for.
+
+    Raises:
+        ConfigError: it has not asked for any yet.
+    """
+    runs = store.read_table(TRANSFER).to_pandas()
+    return transfer_table(runs[runs["unit"].isin(read_pointer(store, name, "transfer")["units"])])
+
+
 @flow(name="transfer", flow_run_name="transfer[{params.config}]", task_runner=threads(), persist_result=False)
 def transfer(params: StageParams) -> StageResult:
     """Make the fine-tuning runs of the config that are not in the store yet; an artifact shows D_ft of each pair."""
@@ -129,8 +142,7 @@ def transfer(params: StageParams) -> StageResult:
         result = run_units(run, "transfer", transfer_unit, units, folder=TRANSFER_UNITS, gpu=True)
         compact_unit(run.store.url, {"dataset": "transfer"})
         run.point("transfer", {"units": sorted(u.key for u in units)})
-        runs = run.store.read_table(TRANSFER).to_pandas()
-        table = transfer_table(runs[runs["unit"].isin({u.key for u in units})])
+        table = newest_table(run.store, run.config.name)
         shown = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         create_table_artifact(shown, key="transfer", description="Errors after fine-tuning, and D_ft")
         return result

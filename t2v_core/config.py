@@ -376,8 +376,8 @@ class EvaluationSpec(FrozenModel):
     head: HeadSpec = Field(HeadSpec(), description="Training of the heads on the experts' features.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="In which the experts run. bfloat16 is about twice as fast where the processor has it, and moves "
-        "single cells by a little noise, their mean by none that was found (docs/benchmarks.md).",
+        description="In which the experts run. bfloat16 is faster where the processor has it, and moves single cells "
+        "by a little noise; benchmarks/precision.py says by how much.",
     )
     meta_tasks: list[MetaTaskRule] = Field(
         default_factory=list,

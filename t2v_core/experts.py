@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,7 @@ from pydantic import Field
 
 from t2v_core.config import ExpertRule, ExpertsSpec, FrozenModel, TrainingSpec
 from t2v_core.errors import ConfigError
-from t2v_core.fingerprints import readable
+from t2v_core.fingerprints import matching, readable
 from t2v_core.library import Task
 from t2v_core.probes import Probe
 
@@ -46,7 +45,7 @@ def expert_rules(spec: ExpertsSpec, library: Sequence[Task]) -> list[ExpertRule]
     for collection in spec.collections:
         groups: dict[str, list[Task]] = {}
         for task in library:
-            if not fnmatch.fnmatchcase(task.task_id, collection.tasks):
+            if not matching([task.task_id], [collection.tasks]):
                 continue
             shared = task.spec.lineage[: collection.depth]
             if collection.by == "task":
@@ -92,7 +91,7 @@ def expert_specs(
     specs = [ExpertSpec(name=GENERIC, **common)]
     unmatched: list[tuple[str, str]] = []
     for rule in rules:
-        matched = [t for t in tasks if any(fnmatch.fnmatchcase(t, pattern) for pattern in rule.tasks)]
+        matched = matching(tasks, rule.tasks)
         if not matched:
             unmatched.append((rule.name, f"no task of the library matches {', '.join(rule.tasks)}"))
             continue

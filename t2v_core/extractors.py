@@ -23,7 +23,7 @@ from t2v_core.architectures import IMAGENET_MEAN, IMAGENET_STD, architecture_of,
 from t2v_core.errors import ProbeError, WeightsError
 from t2v_core.fingerprints import digest_bytes, fingerprint
 from t2v_core.images import ImageTransform
-from t2v_core.networks import features_without_head, fold_batchnorm, weights_digest
+from t2v_core.networks import channels_last, features_without_head, fold_batchnorm, weights_digest
 
 __all__ = ["FeatureExtractor", "check_extractor", "extractor_of_network", "extractor_of_program"]
 
@@ -94,8 +94,8 @@ def extractor_of_network(
     digest, n_features = weights_digest(cut), before.shape[1]
     folded, _, _ = fold_batchnorm(cut, example, before)
     transform = ImageTransform(size=size, mean=mean or built.mean, std=std or built.std)
-    ready = folded.eval().to(memory_format=torch.channels_last)
-    return FeatureExtractor(architecture, digest, ready, n_features, transform, torch.device("cpu"))
+    channels_last(folded)
+    return FeatureExtractor(architecture, digest, folded.eval(), n_features, transform, torch.device("cpu"))
 
 
 def _unpickled(data: bytes, name: str) -> None:
@@ -153,7 +153,6 @@ def extractor_of_program(
         network = torch.export.load(io.BytesIO(data)).module()
     except Exception as error:
         raise WeightsError(f"cannot load the program {name}: {str(error) or type(error).__name__}") from error
-    shapes = []
     for n in (2, 5):
         example = torch.randn(n, 3, image_size, image_size, generator=torch.Generator().manual_seed(n))
         try:
@@ -169,9 +168,9 @@ def extractor_of_program(
         if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != n:
             got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise ProbeError(f"the program {name} gives {got} for {n} images; wanted features of shape ({n}, D)")
-        shapes.append(features.shape[1])
+        n_features = features.shape[1]
     transform = ImageTransform(size=image_size, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
-    return FeatureExtractor(name, digest_bytes(data), network, shapes[0], transform, torch.device("cpu"))
+    return FeatureExtractor(name, digest_bytes(data), network, n_features, transform, torch.device("cpu"))
 
 
 def check_extractor(extractor: FeatureExtractor, digest: str = "") -> None:

@@ -303,7 +303,8 @@ def train_expert(
         tasks = torch.randint(0, len(data), (spec.batch_size,), generator=now.generator).sort().values.tolist()
         batch: list[np.ndarray] = []
         labels: list[torch.Tensor] = []
-        for t in sorted(set(tasks)):
+        present = sorted(set(tasks))
+        for t in present:
             rows = train[t][torch.randint(0, len(train[t]), (tasks.count(t),), generator=now.generator).numpy()]
             batch.append(data[t].images[rows])
             labels.append(torch.as_tensor(data[t].labels[rows], device=device))
@@ -314,7 +315,7 @@ def train_expert(
         terms = [
             F.cross_entropy(heads[t](z), y, reduction="sum")
             for t, z, y in zip(
-                sorted(set(tasks)),
+                present,
                 features.float().split(  # type: ignore[no-untyped-call]
                     [len(part) for part in labels]
                 ),
@@ -346,7 +347,7 @@ def train_expert(
             save(now.save())
         if progress:
             progress(step + 1, steps)
-    kept = now.best if looks and now.best else now.weights()
+    kept = now.best or now.weights()
     tenth = max(1, len(now.losses) // 10)
     return TrainedExpert(
         state={k.removeprefix("network/"): v for k, v in kept.items() if k.startswith("network/")},
@@ -358,8 +359,8 @@ def train_expert(
         first_loss=float(np.mean(now.losses[:tenth])),
         last_loss=float(np.mean(now.losses[-tenth:])),
         steps=len(now.losses),
-        best_step=now.best_step if looks and now.best else len(now.losses),
-        held_out_loss=now.best_loss if looks and now.best else float("nan"),
+        best_step=now.best_step if now.best else len(now.losses),
+        held_out_loss=now.best_loss if now.best else float("nan"),
         seconds=time.perf_counter() - began,
     )
 

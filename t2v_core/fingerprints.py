@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-__all__ = ["SCHEMA_VERSION", "digest_bytes", "fingerprint", "name_rank", "readable"]
+__all__ = ["SCHEMA_VERSION", "digest_bytes", "fingerprint", "matching", "name_rank", "readable"]
 
 SCHEMA_VERSION = 1
 """Part of every fingerprint: raise it when the meaning of a stored record changes."""
@@ -40,6 +42,11 @@ def fingerprint(*parts: Any) -> str:
     """
     canonical = json.dumps([SCHEMA_VERSION, _plain(list(parts))], sort_keys=True, separators=(",", ":"))
     return digest_bytes(canonical.encode())
+
+
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match any of some glob patterns, in their order; case counts, and ``*`` matches ``/`` too."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def name_rank(name: str) -> int:

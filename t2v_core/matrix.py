@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from t2v_core.config import MetaTaskRule
 from t2v_core.errors import ConfigError, DataError
-from t2v_core.fingerprints import name_rank
+from t2v_core.fingerprints import matching, name_rank
 
 __all__ = ["ErrorMatrix", "expert_vectors", "wanted_cells"]
 
@@ -62,7 +61,7 @@ class ErrorMatrix:
 
 def _sample(names: Sequence[str], patterns: Sequence[str], n: int | None) -> list[str]:
     """Names that match, in their order; ``n`` of them, which are the same whatever else there is."""
-    found = [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    found = matching(names, patterns)
     kept = set(sorted(found, key=name_rank)[:n])
     return [name for name in found if name in kept]
 

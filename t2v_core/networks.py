@@ -11,7 +11,14 @@ from torch import nn
 
 from t2v_core.errors import ProbeError
 
-__all__ = ["features_without_head", "fold_batchnorm", "weights_digest"]
+__all__ = ["channels_last", "features_without_head", "fold_batchnorm", "weights_digest"]
+
+
+def channels_last(*networks: nn.Module) -> None:
+    """Lay the weights of convolutions out with channels last, in place."""
+    for parameter in {p for network in networks for p in network.parameters()}:
+        if parameter.dim() == 4:  # Module.to(memory_format=...) fails on five axes
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def weights_digest(network: nn.Module) -> str:

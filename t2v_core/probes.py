@@ -25,7 +25,7 @@ from t2v_core.architectures import (
 )
 from t2v_core.errors import ProbeError
 from t2v_core.images import ImageTransform
-from t2v_core.networks import features_without_head, fold_batchnorm, weights_digest
+from t2v_core.networks import channels_last, features_without_head, fold_batchnorm, weights_digest
 
 __all__ = ["PROBES", "Architecture", "Probe", "Unit", "build_network", "load_probe", "probe_from_module"]
 
@@ -187,9 +187,7 @@ def probe_from_module(
         unit_scales.append(s)
     if not units:
         raise ProbeError(f"no convolution or linear layer is called before the head {head!r}; nothing to embed with")
-    for parameter in {*network.parameters(), *original.parameters()}:
-        if parameter.dim() == 4:  # Module.to(memory_format=...) fails on five axes
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    channels_last(network, original)
     return Probe(
         name=name or type(net).__name__,
         digest=digest,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+if TYPE_CHECKING:
+    from flows._stage import StageParams
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +151,15 @@ def config(tmp_path: Path, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch)
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def params(config: Callable[..., str], tmp_path: Path, prefect_api: None, dask_cluster: str) -> StageParams:
+    """The small pipeline with one expert of its own, its sources packed."""
+    from flows._stage import StageParams
+    from flows.ingest import ingest
+
+    path = config(experts__rules=[{"name": "digits-expert", "tasks": ["digits/digit"]}])
+    params = StageParams(config=path, store=str(tmp_path / "store"), dask=dask_cluster)
+    ingest(params)
+    return params

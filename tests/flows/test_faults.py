@@ -27,14 +27,6 @@ from t2v_core.errors import StoreError
 WALL_TIME = ("seconds", "images_per_second", "features_seconds")
 
 
-@pytest.fixture
-def params(config: Callable[..., str], tmp_path: Path, prefect_api: None, dask_cluster: str) -> StageParams:
-    path = config(experts__rules=[{"name": "digits-expert", "tasks": ["digits/digit"]}])
-    params = StageParams(config=path, store=str(tmp_path / "store"), dask=dask_cluster)
-    ingest(params)
-    return params
-
-
 def payloads(params: StageParams, stage: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """The payloads of a stage's units by label, as its flow sends them; the stage itself runs too."""
     module = importlib.import_module(f"flows.{stage}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from flows._store import Store
 from flows._units import evaluate_unit, train_unit
 from flows.cli import app
 from flows.evaluate_experts import evaluate_experts
-from flows.ingest import ingest
 from flows.train_experts import train_experts
 from t2v_core.architectures import build_network
 from t2v_core.config import EvaluationSpec
@@ -31,15 +29,6 @@ from t2v_core.finetune import State
 from t2v_core.library import TaskLibrary
 
 RESNET = "timm/resnet10t"
-
-
-@pytest.fixture
-def params(config: Callable[..., str], tmp_path: Path, prefect_api: None, dask_cluster: str) -> StageParams:
-    """The small pipeline, its sources packed; one expert of its own."""
-    path = config(experts__rules=[{"name": "digits-expert", "tasks": ["digits/digit"]}])
-    params = StageParams(config=path, store=str(tmp_path / "store"), dask=dask_cluster)
-    ingest(params)
-    return params
 
 
 def t2v(params: StageParams, *args: str) -> Any:
