@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,8 +74,16 @@ class Server:
             headers={"Content-Type": "application/json"},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=30) as answer:
-            return json.load(answer)
+        for seconds in (0.5, 1, 2, 4, 8, None):
+            try:
+                with opener.open(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # SQLite is busy with another writer: the server says 503, and its own clients ask again.
+                if error.code != 503 or seconds is None:
+                    raise
+                time.sleep(seconds)
+        raise AssertionError("not reached")
 
     def wait(self, what: str, ready: Callable[[], Any], seconds: float) -> Any:
         deadline = time.monotonic() + seconds
@@ -165,7 +174,8 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
     try:
         deployment = server.call("/deployments/name/pipeline/default")
         params = {"config": path, "store": str(tmp_path / "store"), "workers": 2}
-        run = server.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"params": params}})
+        body = {"parameters": {"params": params}, "idempotency_key": "by the API"}
+        run = server.call(f"/deployments/{deployment['id']}/create_flow_run", body)
 
         def ended() -> Any:
             state = server.call(f"/flow_runs/{run['id']}")["state"]
