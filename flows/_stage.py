@@ -18,9 +18,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows._activity import active
 from flows._cluster import Cluster, shared_cluster
 from flows._data import Extractor, load_network
 from flows._features import n_chunks
+from flows._format import mark_format
 from flows._keys import features_key
 from flows._pointers import find_pointer, read_pointer, write_pointer
 from flows._progress import Progress
@@ -155,7 +157,8 @@ def open_run(params: StageParams) -> Iterator[Run]:
         ConfigError: the config is wrong.
     """
     config, store = configured(params.config, params.store)
-    with shared_cluster(dask_address(params.dask), params.workers) as cluster:
+    with active(store, f"flow of {config.name}"), shared_cluster(dask_address(params.dask), params.workers) as cluster:
+        mark_format(store)
         yield Run(config, store, cluster)
 
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from flows._store_compaction import compact, parsed
 from flows._store_errors import telling
 from flows._store_folder import Folder
-from flows._store_objects import Objects, join
+from flows._store_objects import Entry, Objects, join
 from flows._store_remote import Remote, checked_remote
 from t2v_core.errors import StoreError
 
@@ -37,6 +37,7 @@ __all__ = ["Store"]
 
 # `list` is a method of the classes below, so their annotations need another name for the type.
 _Keys: TypeAlias = list[str]
+_Entries: TypeAlias = list[Entry]
 
 _PIECE = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
 _ATTEMPTS = 5
@@ -125,6 +126,43 @@ class Store:
         folder = _checked(prefix.rstrip("/")) if prefix else ""
         with self._telling("list", folder):
             return sorted(key for key in self._objects.list(folder) if _is_key(key))
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """Some bytes of one object; fewer where it ends before.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        with self._telling("read", key):
+            return self._objects.read_part(_checked(key), start, length)
+
+    def entries(self, prefix: str = "") -> _Entries:
+        """As `list`, with the size of each object and when it was written, by the store's own clock.
+
+        Raises:
+            StoreError: as `list`.
+        """
+        folder = _checked(prefix.rstrip("/")) if prefix else ""
+        with self._telling("list", folder):
+            return sorted(entry for entry in self._objects.entries(folder) if _is_key(entry.key))
+
+    def leftovers(self) -> _Entries:
+        """What killed writers left: hidden files of a folder, begun uploads of S3. Readers see neither.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._telling("look for leftovers in", ""):
+            return sorted(self._objects.leftovers())
+
+    def delete_leftover(self, leftover: Entry) -> None:
+        """Delete one of `leftovers`.
+
+        Raises:
+            StoreError: it cannot be deleted.
+        """
+        with self._telling("delete the leftover", leftover.key), contextlib.suppress(FileNotFoundError):
+            self._objects.delete_leftover(leftover.key)
 
     def put(self, key: str, data: bytes) -> bool:
         """Create one object, or leave the one that is there untouched.

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -13,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows._store_errors import error_code
-from flows._store_objects import join
+from flows._store_objects import Entry, join
 from t2v_core.errors import StoreError
 
 __all__ = ["Remote", "checked_remote"]
+
+_UPLOAD = "?uploadId="
 
 
 class Remote:
@@ -47,19 +50,46 @@ class Remote:
         one_request = {"max_concurrency": 1} if self.is_s3 else {}
         return bytes(self.files.cat_file(join(self.root, key), **one_request))
 
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        return bytes(self.files.cat_file(join(self.root, key), start=start, end=start + length))
+
     def list(self, folder: str) -> Iterator[str]:
+        yield from (key for key, _ in self._found(folder))
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        for key, info in self._found(folder):
+            yield Entry(key, int(info.get("size") or 0), _modified(info))
+
+    def _found(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         files = self.files
         top = str(files._strip_protocol(self.root))
         try:
-            found = files.find(join(self.root, folder), withdirs=False)
+            found = files.find(join(self.root, folder), withdirs=False, detail=True)
         except FileNotFoundError as error:
             if error_code(error) == "NoSuchBucket":
                 raise
             return
-        for path in found:
+        for path, info in found.items():
             key = str(path)[len(top) :].lstrip("/")
             if not folder or key.startswith(f"{folder}/"):
-                yield key
+                yield key, info
+
+    def leftovers(self) -> Iterator[Entry]:
+        """Uploads in parts that were begun and not completed; only S3 has them."""
+        if not self.is_s3:
+            return
+        files = self.files
+        bucket, _, prefix = str(files._strip_protocol(self.root)).partition("/")
+        for upload in files.list_multipart_uploads(bucket):
+            key = str(upload["Key"])
+            if not prefix or key.startswith(f"{prefix}/"):
+                name = f"{key[len(prefix) :].lstrip('/')}{_UPLOAD}{upload['UploadId']}"
+                yield Entry(name, 0, upload["Initiated"].timestamp())
+
+    def delete_leftover(self, name: str) -> None:
+        key, _, upload = name.rpartition(_UPLOAD)
+        bucket, _, inside = str(self.files._strip_protocol(join(self.root, key))).partition("/")
+        self.files.abort_mpu(bucket, inside, upload)
 
     def create(self, key: str, data: bytes) -> bool:
         with self._memory if self.protocol == "memory" else contextlib.nullcontext():
@@ -85,6 +115,19 @@ class Remote:
             return pq.ParquetFile(pa.BufferReader(self.read(key)))
         # No read-ahead (50 MB at each seek): pyarrow asks for whole column chunks, which it joins to few requests.
         return pq.ParquetFile(self.files.open(join(self.root, key), "rb", cache_type="none"), pre_buffer=True)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """When an object was written, by the store's clock; each of fsspec's backends has its own word for it."""
+    for name in ("LastModified", "last_modified", "updated", "modified", "mtime", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).timestamp()
+    raise StoreError(f"this kind of store does not tell how old {info.get('name')} is")
 
 
 def checked_remote(protocol: str, rest: str) -> str:
