@@ -6,7 +6,9 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo rehearsal test check bench bench-task bench-ingest format clean
+STACK_ENV ?=
+STACK = $(BIN)/python -m infra.stack
+.PHONY: help install demo rehearsal test stack stack-stop stack-status stack-test stack-faults check bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "t2v needs Python 3.11 or newer; got $$($(PYTHON) --version). Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev,stack]'
 	@touch $(STAMP)
 
 install: $(STAMP)  ## make the virtual environment and install t2v with all extras
@@ -29,6 +31,22 @@ rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes o
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+stack: $(STAMP)  ## all servers on this machine, health-checked, with deployments; Ctrl-C stops them. STACK_ENV=FILE sets more
+	$(STACK) up --env-file '$(STACK_ENV)'
+
+stack-stop: $(STAMP)  ## stop the stack, from another shell
+	$(STACK) down --env-file '$(STACK_ENV)'
+
+stack-status: $(STAMP)  ## how each of its processes is
+	$(STACK) status --env-file '$(STACK_ENV)'
+
+stack-test: $(STAMP)  ## a stack of its own, used as a person would, in Chromium too; about 10 minutes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[browser]'
+	$(BIN)/python -m pytest -m soak tests/stack/test_person.py
+
+stack-faults: $(STAMP)  ## a stack of its own, each part killed in mid-run; about 20 minutes
+	$(BIN)/python -m pytest -m soak tests/stack/test_kills.py
 
 check: $(STAMP)  ## lint, format, types, import layers
 	$(BIN)/ruff check .
