@@ -192,4 +192,8 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
     summary = next(a["data"] for a in artifacts if a["key"] == "pipeline-summary")
     assert "| MODEL2VEC |" in summary
     names = {r["name"] for r in server.call("/task_runs/filter", {"limit": 200})}
-    assert {"digits/digit", "digits-expert", "generic on shapes"} <= names
+    assert {
+        "embed tasks: digits/digit",
+        "train experts: digits-expert",
+        "evaluate experts: generic on shapes",
+    } <= names
