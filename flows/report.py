@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows._keys import EMBEDDINGS, ERROR_MATRIX, report_key
+from flows._page_parts import costs, links, task_images
 from flows._results import Results
 from flows._settings import mlflow_uri
 from flows._stage import Run, StageParams, StageResult, open_run
@@ -23,7 +25,7 @@ from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
 from t2v_core.figures_static import static_figures
 from t2v_core.report import render_report
-from t2v_core.report_data import ReportData, StageLine
+from t2v_core.report_data import Failure, ReportData, StageLine
 
 __all__ = ["ReportParams", "report"]
 
@@ -110,9 +112,10 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
-    failures = [(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
+    failures = [Failure(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
     failures += [
-        ("evaluate experts", f"{c.expert} on {c.task_id}", c.reason) for c in cells[cells["reason"] != ""].itertuples()
+        Failure("evaluate experts", f"{c.expert} on {c.task_id}", c.reason, c.seconds)
+        for c in cells[cells["reason"] != ""].itertuples()
     ]
     notes = [note.split(" left out: ", 1) for s in stages for note in s.notes]
     oracle = selection[(selection["reading"] == LEFT_OUT) & (selection["method"] == "oracle")]["error"]
@@ -129,7 +132,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
             "store": run.store.url,
             "versions": _versions(),
         },
-        stages=tuple(StageLine(s.stage, s.done, s.reused, s.failed, s.seconds) for s in stages),
+        stages=tuple(StageLine(s.stage, s.done, s.reused, s.failed, s.seconds, s.busy or np.nan) for s in stages),
         tasks=_tasks(run, results, choices),
         embeddings=table.vectors,
         domain_embeddings=table.domains,
@@ -145,6 +148,8 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         rejected_images=tuple(_rejects(run)),
         skipped_tasks=tuple((n[0], n[-1]) for n in [*notes, *run.pointed("library")["skipped"]]),
         commands=tuple(_commands(run)),
+        thumbnails=task_images(run, library_of(run), table.task_ids),
+        costs=costs(results),
     )
 
 
@@ -207,9 +212,11 @@ def report(params: ReportParams) -> StageResult:
         else:
             data = _data(run, results, record, params.stages)
             arrangement = arrange(data)
-            page = render_report(data, arrangement)
-            run.store.replace(key, page.encode())
-            mlflow_run = mlflow_run or _track(run, results, data, arrangement, page, record)
+            if not mlflow_run:
+                page = render_report(data, arrangement)
+                mlflow_run = _track(run, results, data, arrangement, page, record)
+            data = replace(data, links=links(run, record["prefix"], mlflow_run))
+            run.store.replace(key, render_report(data, arrangement).encode())
             result.done = 1
         run.point(
             "report",
