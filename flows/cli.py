@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows._cli_experts import experts_app
+from flows._cli_reproduce import reproduce_command
 from flows._cli_store import store_app
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
@@ -39,6 +40,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(experts_app, name="experts")
 app.add_typer(store_app, name="store")
 app.command("fetch")(fetch_data)
+app.command("reproduce")(reproduce_command)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
