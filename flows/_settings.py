@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from t2v_core.errors import ConfigError
+
 __all__ = [
     "dask_address",
     "embedded_services",
+    "expanded",
     "mlflow_uri",
     "prefect_home",
     "run_folder",
@@ -43,6 +46,18 @@ def dask_address(given: str) -> str:
 def unit_deadline() -> float:
     """Seconds after which a unit is given up."""
     return float(os.environ.get("T2V_UNIT_DEADLINE", "3600"))
+
+
+def expanded(value: str) -> str:
+    """``$NAME`` in a value, replaced by the environment's: a database URL with a password is in no list of processes.
+
+    Raises:
+        ConfigError: the environment has no such variable.
+    """
+    out = os.path.expandvars(value)
+    if out == value and value.startswith("$"):
+        raise ConfigError(f"the environment has no variable {value}; set it, or give the value itself")
+    return out
 
 
 def mlflow_uri(name: str) -> str:

@@ -131,6 +131,7 @@ class Run:
         ESTIMATORS[self.config.embedding.estimator]
         _ = self.probe
         self.store.check_writable()
+        mark_format(self.store)
 
     def point(self, stage: str, value: dict[str, Any]) -> None:
         """Write down this config's newest result of a stage."""
@@ -158,7 +159,6 @@ def open_run(params: StageParams) -> Iterator[Run]:
     """
     config, store = configured(params.config, params.store)
     with active(store, f"flow of {config.name}"), shared_cluster(dask_address(params.dask), params.workers) as cluster:
-        mark_format(store)
         yield Run(config, store, cluster)
 
 
