@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_backup import store_app
 from flows._cli_experts import experts_app
 from flows._cli_reproduce import reproduce_command
-from flows._cli_store import store_app
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
