@@ -18,9 +18,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows._activity import active
 from flows._cluster import Cluster, shared_cluster
 from flows._data import Extractor, load_network
 from flows._features import n_chunks
+from flows._format import mark_format
 from flows._keys import features_key
 from flows._outcome import StageFailed, StageResult, failed_in_words, slug, too_many_failed
 from flows._pages import StageProgress, show_cluster, show_failures, show_stage
@@ -157,7 +159,11 @@ def open_run(params: StageParams) -> Iterator[Run]:
         ConfigError: the config is wrong.
     """
     config, store = configured(params.config, params.store)
-    with shared_cluster(dask_address(params.dask), params.workers, params.deadline) as cluster:
+    with (
+        active(store, f"flow of {config.name}"),
+        shared_cluster(dask_address(params.dask), params.workers, params.deadline) as cluster,
+    ):
+        mark_format(store)
         yield Run(params.applied(config), store, cluster)
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows._cli_experts import experts_app
+from flows._cli_store import store_app
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
@@ -36,6 +37,7 @@ Begin with **t2v run examples/demo.yaml**, then **t2v select FOLDER**.
 )
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(experts_app, name="experts")
+app.add_typer(store_app, name="store")
 app.command("fetch")(fetch_data)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
