@@ -8,6 +8,8 @@
 | T2V_UNITS_IN_FLIGHT | units at the cluster at once, at most (default 512); never more than two a worker thread |
 | T2V_GPUS | GPUs that a local cluster uses; default: all that PyTorch sees, 0: none |
 | T2V_MLFLOW_URL | MLflow's address as a browser sees it, for links; default: MLFLOW_TRACKING_URI where that is http |
+| T2V_STORE_TIMEOUT | seconds without a byte after which a request to an object store is made anew (default 30) |
+| T2V_ALERT_URL | webhook that `t2v alerts` has the Prefect server send messages to; a secret |
 | T2V_STORE_CONSOLE | page of the object store's console that a bucket and key can be put behind, for links |
 | MLFLOW_TRACKING_URI | MLflow server; default: sqlite beside the run |
 | PREFECT_API_URL | Prefect server; default: a temporary one on sqlite beside the run |
@@ -21,6 +23,7 @@ from pathlib import Path
 from t2v_core.errors import ConfigError
 
 __all__ = [
+    "alert_url",
     "dask_address",
     "embedded_services",
     "expanded",
@@ -31,6 +34,7 @@ __all__ = [
     "prefect_home",
     "run_folder",
     "store_console",
+    "store_timeout",
     "store_url",
     "unit_deadline",
 ]
@@ -54,6 +58,16 @@ def dask_address(given: str) -> str:
 def unit_deadline() -> float:
     """Seconds after which a unit is given up."""
     return float(os.environ.get("T2V_UNIT_DEADLINE", "3600"))
+
+
+def store_timeout() -> float:
+    """Seconds that an object store may say nothing before it is asked again."""
+    return float(os.environ.get("T2V_STORE_TIMEOUT", "30"))
+
+
+def alert_url() -> str:
+    """The webhook that alerts go to; empty where none is set."""
+    return os.environ.get("T2V_ALERT_URL", "")
 
 
 def max_in_flight() -> int:

@@ -52,6 +52,14 @@ _REMEDIES = {
         "ConnectTimeoutError",
         "ConnectionRefusedError",
     ),
+    "the object store is overloaded, and stayed so through all retries: wait, lower T2V_UNITS_IN_FLIGHT, run again; "
+    "what is in the store is whole, and stays": ("SlowDown", "ServiceUnavailable", "InternalError", "503"),
+    "the object store took a request and said nothing for T2V_STORE_TIMEOUT seconds, at every retry: see its log and "
+    "its disk, and run again; what is in the store is whole, and stays": ("ReadTimeoutError", "FSTimeoutError"),
+    "the clock of this machine and that of the object store differ by minutes: set them by NTP": (
+        "RequestTimeTooSkewed",
+        "RequestExpired",
+    ),
     "a part of the path is a file, not a folder: give the store another folder": ("NotADirectoryError",),
     "the object store cannot create conditionally (If-None-Match): use one that can": ("NotImplemented", "501"),
     "the disk is full: free some room and run again; what is in the store is whole, and stays": (

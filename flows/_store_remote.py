@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows._settings import store_timeout
 from flows._store_errors import error_code
 from flows._store_objects import Entry, join
 from t2v_core.errors import StoreError
@@ -36,7 +37,14 @@ class Remote:
     def files(self) -> Any:
         # Asked for at each use and never kept: fsspec holds one instance per process, with its own event loop, and
         # makes a new one in a forked child, where the parent's refuses to work. No listings cache: others write too.
-        return fsspec.filesystem(self.protocol, use_listings_cache=False)
+        if not self.is_s3:
+            return fsspec.filesystem(self.protocol, use_listings_cache=False)
+        # A server that hangs is asked again and then given up. botocore's retries (three, each after a longer wait) are
+        # inside s3fs's, and those inside s3fs's of a whole read: 27 requests at most, a quarter of an hour.
+        patience = {"connect_timeout": 10, "read_timeout": store_timeout(), "retries": {"mode": "standard"}}
+        files = fsspec.filesystem(self.protocol, use_listings_cache=False, config_kwargs=patience)
+        files.retries = 3
+        return files
 
     def exists(self, key: str) -> bool:
         try:

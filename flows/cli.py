@@ -472,6 +472,22 @@ def ui(
     os.execv(command[0], [*command, "--port", str(port)])  # one process, so that a signal reaches the server
 
 
+@app.command()
+def alerts(
+    file: Annotated[str, typer.Argument(help="YAML file of automations.")] = "infra/automations/nightly.yaml",
+) -> None:
+    """Have the Prefect server tell of nightly runs that failed, crashed or did not come. Needs PREFECT_API_URL.
+
+    T2V_ALERT_URL is the webhook that messages are sent to; the server keeps it as a secret block. Run again after a
+    change: automations of the same names are brought up to date.
+    """
+    from flows._alerts import apply_automations
+    from flows._settings import alert_url
+
+    for name, what in apply_automations(file, alert_url()):
+        out.print(f"{what}: {escape(name)}")
+
+
 def main() -> None:
     """Entry point: errors of ours are one line, not a traceback."""
     try:
