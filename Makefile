@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo rehearsal test check bench bench-task bench-ingest format clean
+.PHONY: help install demo rehearsal test check audit image-test bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,18 @@ rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes o
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## lint, format, types, import layers
+check: $(STAMP)  ## lint, format, types, import layers, compose and Kubernetes files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/infra -m "not server" --durations=0 --durations-min=5
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages; asks PyPI, so it needs a network
+	$(BIN)/python infra/audit.py
+
+image-test: $(STAMP)  ## what the images' builds and first runs do, in a fresh root file system, without an engine
+	sh docker/image_test.sh cuda
 
 bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances; docs/benchmarks.md has the figures
 	$(BIN)/python benchmarks/engine.py

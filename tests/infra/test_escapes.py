@@ -59,8 +59,7 @@ def test_a_name_in_a_key_stays_in_its_folder(name: str) -> None:
     store = Store("/nowhere/store")
     try:
         path = store.path(f"registered/{readable(name)}.json")
-    except StoreError as error:
-        assert "no valid key" in str(error)
+    except StoreError:  # refused, as one whose name is only dots
         return
     assert os.path.dirname(os.path.normpath(path)) == "/nowhere/store/registered"
 

@@ -114,7 +114,7 @@ def test_nothing_that_a_run_writes_holds_a_secret(
             refused = t2v("run", str(ROOT / "docker/smoke.yaml"), "--store", store)
             assert refused.returncode == 2, refused.stdout
             assert "credentials" in refused.stdout + refused.stderr
-    written = {name: data for name, data in _files(work)}
+    written = dict(_files(work))
     written |= {f"store: {key}": data for key, data in _objects(s3_url)}
     # Whatever the servers keep: Prefect's database, MLflow's database and artifacts, both logs. Users and their hashed
     # passwords are MLflow's affair.
