@@ -8,7 +8,7 @@ STAMP = $(VENV)/.installed
 .DEFAULT_GOAL = help
 STACK_ENV ?=
 STACK = $(BIN)/python -m infra.stack
-.PHONY: help install demo rehearsal test stack stack-stop stack-status stack-test stack-faults check bench bench-task bench-ingest format clean
+.PHONY: help install demo rehearsal test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,11 +48,18 @@ stack-test: $(STAMP)  ## a stack of its own, used as a person would, in Chromium
 stack-faults: $(STAMP)  ## a stack of its own, each part killed in mid-run; about 20 minutes
 	$(BIN)/python -m pytest -m soak tests/stack/test_kills.py
 
-check: $(STAMP)  ## lint, format, types, import layers
+check: $(STAMP)  ## lint, format, types, import layers, compose and Kubernetes files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/infra -m "not server" --durations=0 --durations-min=5
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages; asks PyPI, so it needs a network
+	$(BIN)/python infra/audit.py
+
+image-test: $(STAMP)  ## what the images' builds and first runs do, in a fresh root file system, without an engine
+	sh docker/image_test.sh cuda
 
 bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances; docs/benchmarks.md has the figures
 	$(BIN)/python benchmarks/engine.py
