@@ -36,7 +36,7 @@ class Service:
 
 
 def socket_path(folder: Path, name: str) -> str:
-    """A Unix socket's place: beside the data, or in the temporary folder where that name would be too long for a socket."""
+    """A Unix socket's place: beside the data, or in the temporary folder where its name would be too long."""
     path = str(folder / f"{name}.sock")
     if len(path) <= 90:
         return path
