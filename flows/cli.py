@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flows._cli_experts import experts_app
 from flows._cli_tasks import fetch_data, tasks_app
+from flows._guard import guard_server
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
 
@@ -151,6 +152,7 @@ def run(
             )
             return
     embedded_services(loaded.name)
+    guard_server()
     out.print(
         f"t2v run: {escape(config)}, store {escape(store_url(store, loaded.name))}; starting Prefect and Dask ..."
     )
@@ -243,6 +245,7 @@ def transfer(
     from t2v_core.config import load_config
 
     embedded_services(load_config(config).name)
+    guard_server()
     from flows._progress import listen, terminal_listener
     from flows._registered import configured
     from flows._stage import StageParams
