@@ -153,6 +153,27 @@ def test_killed_in_mid_run(shelled: Person, whole: Store, config: str, part: str
     wait_all_well(person, person.stack.ills)
 
 
+def test_stopped_in_mid_run(shelled: Person, whole: Store, config: str) -> None:
+    """The whole stack is stopped while a flow runs, and started again: nothing is left behind, nothing runs for ever."""
+    person, stack = shelled, shelled.stack
+    store = store_of(person, "stopped")
+    run = person.run("pipeline/default", config=config, store=store.url)
+    person.wait("two embeddings", lambda: counts(store)["embed tasks"] >= 2, 400)
+    mains = [psutil.Process(s["pid"]) for s in stack.manager.states().values() if s["pid"]]
+    everyone = [*mains, *(child for main in mains for child in main.children(recursive=True))]
+    assert victims(person, "driver")
+    stack.down()
+    assert [p.cmdline() for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    stack.up()
+    state = person.end(run, 120)
+    assert state["type"] in ("CRASHED", "FAILED", "CANCELLED"), state
+    before = counts(store)
+    again = person.run("pipeline/default", config=config, store=store.url)
+    assert person.end(again, 600)["type"] == "COMPLETED"
+    assert summary(store)["embed tasks"]["done"] == counts(whole)["embed tasks"] - before["embed tasks"]
+    assert all(same(whole, store, key) for key in whole.list("units"))
+
+
 def wait_all_well(person: Person, ills: Callable[[], dict[str, str]]) -> None:
     """Nothing stays ill for the next part."""
     person.wait("all well", lambda: not any(ills().values()), 120)
