@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, SpecCluster, get_worker
 from distributed import TimeoutError as DaskTimeoutError
 
-from flows._settings import unit_deadline
+from flows._settings import gpu_ids, max_in_flight, unit_deadline
+from flows._workers import GPU, Census, count, local_cluster, mark_plain_workers
 from t2v_core.errors import ComputeError, ConfigError
 
 __all__ = ["Cluster", "shared_cluster"]
@@ -36,10 +38,30 @@ dask.config.set(
 )
 
 
-def _timed(function: Callable[..., dict[str, Any]], *args: Any) -> tuple[dict[str, Any], float]:
-    """Call, and say how many seconds the worker took."""
+_CENSUS_AGE = 5.0
+"""Seconds after which the workers of a cluster are counted again."""
+
+
+def _device() -> str:
+    """``gpu`` on a worker that has one or has used one, else ``cpu``."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return "gpu"
+    return "gpu" if get_worker().state.total_resources.get(GPU, 0) else "cpu"
+
+
+def _timed(function: Callable[..., dict[str, Any]], *args: Any) -> tuple[dict[str, Any], float, str]:
+    """Call, and say how many seconds the worker took, and on what."""
     began = time.perf_counter()
-    return function(*args), time.perf_counter() - began
+    answer = function(*args)
+    return answer, time.perf_counter() - began, _device()
+
+
+def _visible_gpus() -> list[str]:
+    """Ids of the GPUs of this machine that PyTorch sees."""
+    import torch
+
+    return gpu_ids(torch.cuda.device_count())
 
 
 class Cluster:
@@ -47,23 +69,25 @@ class Cluster:
 
     Args:
         address: of a scheduler (``tcp://host:8786``); empty for a local cluster.
-        workers: processes of the local cluster; 0: one per core.
+        workers: processes of the local cluster without a GPU; 0: one for each core that no process with a GPU has.
+        gpus: ids of the local cluster's GPUs; None: those that PyTorch sees.
+        deadline: seconds after which a unit is given up; 0: T2V_UNIT_DEADLINE.
     """
 
-    def __init__(self, address: str = "", workers: int = 0) -> None:
-        self.address = address
-        self.workers = workers or max(1, os.cpu_count() or 1)
+    def __init__(
+        self, address: str = "", workers: int = 0, gpus: Sequence[str] | None = None, deadline: float = 0
+    ) -> None:
+        self.address, self.deadline = address, deadline or unit_deadline()
+        self._workers, self._gpus = workers, gpus
         self._lock = threading.Lock()
+        self._alone = threading.Lock()
         self._client: Client | None = None
-        self._local: LocalCluster | None = None
-        self._gpus = False
-        self._aborted = False
+        self._local: SpecCluster | None = None
+        self._census, self._counted, self._marked = Census(), float("-inf"), False
+        self._aborted = self._shown = False
         self._waiting: set[Future] = set()
-        self.busy = 0.0
-        """Seconds that workers spent in units, all together."""
-        self.threads = 0
-        """Units that can run at once; 0 before the client is started."""
-        self._slots = threading.Semaphore(1)
+        self.busy: dict[str, float] = {}
+        """Seconds that workers spent in units, all together, by device: cpu and gpu."""
 
     def client(self) -> Client:
         """The client, started once.
@@ -84,27 +108,63 @@ class Cluster:
                             "flows._cluster`, or leave --dask out"
                         ) from error
                 else:
-                    self._local = LocalCluster(
-                        n_workers=self.workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        dashboard_address="127.0.0.1:0",
-                        host="127.0.0.1",
-                        memory_limit=0,
-                        silence_logs=logging.ERROR,
-                    )
+                    gpus = _visible_gpus() if self._gpus is None else self._gpus
+                    self._local = local_cluster(self._workers or max(1, (os.cpu_count() or 1) - len(gpus)), gpus)
                     self._client = Client(self._local, set_as_default=False)
-                info = self._client.scheduler_info(n_workers=-1)["workers"]
-                self._gpus = any("GPU" in w.get("resources", {}) for w in info.values())
-                # Two units for each thread of a worker: one runs, one is ready. More would only wait past its deadline.
-                self.threads = max(1, sum(w.get("nthreads", 1) for w in info.values()))
-                self._slots = threading.Semaphore(2 * self.threads)
             return self._client
+
+    def census(self) -> Census:
+        """The workers, counted again every few seconds: workers join, and die."""
+        client = self.client()
+        with self._lock:
+            scheduler = client.scheduler  # None while it is away; what is sent to it will say so
+            if scheduler is not None and time.monotonic() - self._counted >= _CENSUS_AGE:
+                try:
+                    found = count(client.sync(scheduler.identity, n_workers=-1)["workers"])
+                except (OSError, DaskTimeoutError):
+                    return self._census
+                self._counted = time.monotonic()
+                if found.mixed and not self._marked:
+                    mark_plain_workers(client)
+                    self._marked = True
+                self._census = found
+            return self._census
+
+    @property
+    def threads(self) -> int:
+        """Units that can run at once, as last counted; 0 before the client is started."""
+        return self._census.threads if self._client is not None else 0
+
+    def in_flight(self, gpu: bool = False) -> int:
+        """Units of a kind to have at the cluster at once: for each place one that runs and one that is ready.
+
+        More would only wait past their deadline.
+        """
+        return min(2 * self.census().slots(gpu), max_in_flight())
+
+    @property
+    def where(self) -> str:
+        """The scheduler's address, in words."""
+        return self.address or "a local cluster"
+
+    def first_shown(self) -> bool:
+        """True the first time it is asked: a cluster is shown once."""
+        with self._lock:
+            first, self._shown = not self._shown, True
+            return first
+
+    @property
+    def dashboard(self) -> str:
+        """Address of Dask's page; empty before the client is started, or where there is none."""
+        return (self._client.dashboard_link or "") if self._client is not None else ""
 
     def run(
         self, function: Callable[..., dict[str, Any]], *args: Any, gpu: bool = False, label: str = ""
     ) -> dict[str, Any]:
         """Run one unit and wait for it; its seconds on the worker are added to `busy`.
+
+        Dask blames every unit that waited at a worker when that died. Units that it gives up run once more, one after
+        another, so that the one that kills is named, and its neighbours finish.
 
         Args:
             function: pure and importable by the workers.
@@ -115,32 +175,43 @@ class Cluster:
         Raises:
             ComputeError: the unit passed its deadline, or killed its workers.
         """
-        client = self.client()
-        resources = {"GPU": 1} if gpu and self._gpus else None
-        with self._slots:
-            if self._aborted:
-                raise ComputeError("the run was interrupted before this unit began")
-            future = client.submit(_timed, function, *args, pure=False, resources=resources)
-            self._waiting.add(future)
+        name = label or function.__name__
+        try:
+            return self._once(function, args, gpu, name)
+        except KilledWorker:
+            pass
+        with self._alone:
             try:
-                result: dict[str, Any]
-                result, seconds = future.result(timeout=unit_deadline())
-                with self._lock:
-                    self.busy += seconds
-                return result
-            except DaskTimeoutError:
+                return self._once(function, args, gpu, name)
+            except KilledWorker as error:
                 raise ComputeError(
-                    f"{label or function.__name__} passed its deadline of {unit_deadline():.0f} s; "
-                    "raise T2V_UNIT_DEADLINE or make the unit smaller"
+                    f"{name} killed every worker that it ran on, {2 * (error.allowed_failures + 1)} times, at last "
+                    "with no other suspect beside it; most often the memory was too small for it: see the worker's "
+                    "log, and give workers more memory or make the unit smaller"
                 ) from None
-            except KilledWorker:
-                raise ComputeError(
-                    f"{label or function.__name__} killed every worker that it ran on; "
-                    "most often the memory was too small for it"
-                ) from None
-            finally:
-                self._waiting.discard(future)
-                future.cancel(force=True)
+
+    def _once(
+        self, function: Callable[..., dict[str, Any]], args: tuple[Any, ...], gpu: bool, name: str
+    ) -> dict[str, Any]:
+        client, resources = self.client(), self.census().resources(gpu)
+        if self._aborted:
+            raise ComputeError("the run was interrupted before this unit began")
+        future = client.submit(_timed, function, *args, pure=False, resources=resources)
+        self._waiting.add(future)
+        try:
+            result: dict[str, Any]
+            result, seconds, device = future.result(timeout=self.deadline)
+            with self._lock:
+                self.busy[device] = self.busy.get(device, 0.0) + seconds
+            return result
+        except DaskTimeoutError:
+            raise ComputeError(
+                f"{name} passed its deadline of {self.deadline:.0f} s; raise T2V_UNIT_DEADLINE, or the parameter "
+                "`deadline` of the flow, or make the unit smaller"
+            ) from None
+        finally:
+            self._waiting.discard(future)
+            future.cancel(force=True)
 
     def abort(self) -> None:
         """Cancel all units: those that wait never begin, and whoever waits for one is let go. For Ctrl-C."""
@@ -164,11 +235,11 @@ _shared_lock = threading.Lock()
 
 
 @contextmanager
-def shared_cluster(address: str, workers: int = 0) -> Iterator[Cluster]:
-    """One cluster for all flows of this process: nested flows share the outermost one's."""
+def shared_cluster(address: str, workers: int = 0, deadline: float = 0) -> Iterator[Cluster]:
+    """One cluster for all flows of this process: nested flows share the outermost one's, its deadline too."""
     key = (address, workers)
     with _shared_lock:
-        cluster, users = _shared.get(key, (Cluster(address, workers), 0))
+        cluster, users = _shared.get(key, (Cluster(address, workers, deadline=deadline), 0))
         _shared[key] = (cluster, users + 1)
     try:
         yield cluster

@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows._data import Extractor, load_network
+from flows._format import check_format
 from flows._pointers import read_pointer
 from flows._settings import store_url
 from flows._store import Store
@@ -32,6 +33,7 @@ def newest_selector(store: Store, name: str = "") -> tuple[Selector, dict[str, A
     Raises:
         ConfigError: no pipeline has run there, or several and no name was given.
     """
+    check_format(store)
     names = sorted({key.split("/")[1] for key in store.list("latest") if key.endswith("/selection.json")})
     if not names:
         raise ConfigError(f"no selector in {store.url}; run a pipeline first, e.g. `t2v run examples/demo.yaml`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from flows._format import check_format
 from flows._settings import store_url
 from flows._store import Store
 from t2v_core.config import ExternalExpert, FrozenModel, PipelineConfig, SourceSpec, TaskRule, load_config
@@ -132,6 +133,7 @@ def configured(path: str, given_store: str = "") -> tuple[PipelineConfig, Store]
     """
     config = load_config(path)
     store = Store(store_url(given_store, config.name))
+    check_format(store)
     experts = added_experts(store, config.name)
     if experts:
         twice = [e.name for e in experts if e.name in _own_experts(config)]

@@ -5,6 +5,12 @@
 | T2V_STORE | store URL where none is given |
 | T2V_DASK | address of a Dask scheduler where none is given |
 | T2V_UNIT_DEADLINE | seconds after which one unit is given up (default 3600) |
+| T2V_UNITS_IN_FLIGHT | units at the cluster at once, at most (default 512); never more than two a worker thread |
+| T2V_GPUS | GPUs that a local cluster uses; default: all that PyTorch sees, 0: none |
+| T2V_MLFLOW_URL | MLflow's address as a browser sees it, for links; default: MLFLOW_TRACKING_URI where that is http |
+| T2V_STORE_TIMEOUT | seconds without a byte after which a request to an object store is made anew (default 30) |
+| T2V_ALERT_URL | webhook that `t2v alerts` has the Prefect server send messages to; a secret |
+| T2V_STORE_CONSOLE | page of the object store's console that a bucket and key can be put behind, for links |
 | MLFLOW_TRACKING_URI | MLflow server; default: sqlite beside the run |
 | PREFECT_API_URL | Prefect server; default: a temporary one on sqlite beside the run |
 """
@@ -15,11 +21,17 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "alert_url",
     "dask_address",
     "embedded_services",
+    "gpu_ids",
+    "max_in_flight",
+    "mlflow_page",
     "mlflow_uri",
     "prefect_home",
     "run_folder",
+    "store_console",
+    "store_timeout",
     "store_url",
     "unit_deadline",
 ]
@@ -43,6 +55,40 @@ def dask_address(given: str) -> str:
 def unit_deadline() -> float:
     """Seconds after which a unit is given up."""
     return float(os.environ.get("T2V_UNIT_DEADLINE", "3600"))
+
+
+def store_timeout() -> float:
+    """Seconds that an object store may say nothing before it is asked again."""
+    return float(os.environ.get("T2V_STORE_TIMEOUT", "30"))
+
+
+def alert_url() -> str:
+    """The webhook that alerts go to; empty where none is set."""
+    return os.environ.get("T2V_ALERT_URL", "")
+
+
+def max_in_flight() -> int:
+    """Units that may be at the cluster at once, whatever its size: a thread of the flow's process waits for each."""
+    return max(1, int(os.environ.get("T2V_UNITS_IN_FLIGHT", "512")))
+
+
+def gpu_ids(found: int) -> list[str]:
+    """Ids of the GPUs that a local cluster uses, of so many that are there, as CUDA_VISIBLE_DEVICES names them."""
+    wanted = int(os.environ.get("T2V_GPUS", "") or found)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (visible or [str(i) for i in range(wanted)])[:wanted]
+
+
+def mlflow_page() -> str:
+    """MLflow's address as a browser sees it; empty where that is not known."""
+    return os.environ.get("T2V_MLFLOW_URL", "") or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def store_console() -> str:
+    """The object store's console; empty where none was named. AWS has one of its own, unless an endpoint is set."""
+    given = os.environ.get("T2V_STORE_CONSOLE", "")
+    elsewhere = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    return given or ("" if elsewhere else "https://s3.console.aws.amazon.com/s3/object")
 
 
 def mlflow_uri(name: str) -> str:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Literal
 
 from prefect import Task, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows._activity import active
 from flows._cluster import Cluster, shared_cluster
 from flows._data import Extractor, load_network
 from flows._features import n_chunks
+from flows._format import mark_format
 from flows._keys import features_key
+from flows._outcome import StageFailed, StageResult, failed_in_words, slug, too_many_failed
+from flows._pages import StageProgress, show_cluster, show_failures, show_stage
 from flows._pointers import find_pointer, read_pointer, write_pointer
 from flows._progress import Progress
 from flows._registered import configured
-from flows._settings import dask_address
+from flows._settings import dask_address, max_in_flight
 from flows._store import Store
-from t2v_core.config import PipelineConfig
+from t2v_core.config import EmbeddingSpec, PipelineConfig
 from t2v_core.errors import ComputeError, ConfigError, DataError, ProbeError, WeightsError
 from t2v_core.fisher import ESTIMATORS
 from t2v_core.probes import Probe
@@ -46,8 +50,12 @@ __all__ = [
 
 
 def threads() -> ThreadPoolTaskRunner:
-    """Prefect tasks wait on threads; how many units run at once is the cluster's affair."""
-    return ThreadPoolTaskRunner(max_workers=32)
+    """Prefect tasks wait on threads, one for each unit in flight; `run_units` sees to it that there are no more."""
+    return ThreadPoolTaskRunner(max_workers=max_in_flight())
+
+
+EstimatorChoice = Literal["as configured", "variational", "montecarlo", "exact", "montecarlo_plain", "reference"]
+"""The estimators, as a form offers them; a test compares with the registry."""
 
 
 class StageParams(BaseModel):
@@ -62,34 +70,30 @@ class StageParams(BaseModel):
     dask: str = Field(
         "", description="Address of a Dask scheduler, tcp://host:8786. Empty: T2V_DASK, else a local cluster."
     )
-    workers: int = Field(0, ge=0, le=1024, description="Processes of the local cluster; 0: one per core.")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Processes of the local cluster, beside one for each GPU of the machine; 0: one per core.",
+    )
+    estimator: EstimatorChoice = Field(
+        "as configured",
+        description="Estimator of the Fisher information in place of the config's. Its embeddings have keys of their "
+        "own, and `latest` then points at them.",
+    )
+    deadline: int = Field(
+        0,
+        ge=0,
+        le=7 * 86_400,
+        description="Seconds after which one unit is given up; 0: T2V_UNIT_DEADLINE, or an hour.",
+    )
 
-
-class StageResult(BaseModel):
-    """How a stage went."""
-
-    stage: str
-    done: int = 0
-    reused: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    busy: float = Field(0.0, description="Seconds that workers spent in units, all workers together.")
-    threads: int = Field(0, description="Units that could run at once.")
-    failures: list[tuple[str, str]] = Field(default_factory=list, description="Unit and reason.")
-    notes: list[str] = Field(default_factory=list)
-
-    def line(self) -> str:
-        """In words."""
-        told = (
-            f"{self.stage}: {self.done} done, {self.reused} there already, {self.failed} failed, {self.seconds:.0f} s"
-        )
-        if self.seconds > 10 and self.threads:
-            told += f", {self.threads} workers busy for {self.busy / self.seconds / self.threads:.0%} of it"
-        return told
-
-
-class StageFailed(RuntimeError):
-    """More units of a stage failed than the config allows; the flow ends Failed, and says so."""
+    def applied(self, config: PipelineConfig) -> PipelineConfig:
+        """The config as these parameters change it."""
+        if self.estimator == "as configured":
+            return config
+        spec = EmbeddingSpec.model_validate({**config.embedding.model_dump(), "estimator": self.estimator})
+        return config.model_copy(update={"embedding": spec})
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,12 @@ def open_run(params: StageParams) -> Iterator[Run]:
         ConfigError: the config is wrong.
     """
     config, store = configured(params.config, params.store)
-    with shared_cluster(dask_address(params.dask), params.workers) as cluster:
-        yield Run(config, store, cluster)
+    with (
+        active(store, f"flow of {config.name}"),
+        shared_cluster(dask_address(params.dask), params.workers, params.deadline) as cluster,
+    ):
+        mark_format(store)
+        yield Run(params.applied(config), store, cluster)
 
 
 _FINAL = (DataError, ConfigError, WeightsError, ProbeError, ComputeError)
@@ -175,7 +183,7 @@ def _worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 
 @task(
     name="unit",
-    task_run_name="{label}",
+    task_run_name="{stage}: {label}",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=2,
@@ -183,9 +191,9 @@ def _worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_retrying,
 )
 def run_unit(
-    label: str, function: Callable[..., dict[str, Any]], store: str, payload: Any, cluster: Any, gpu: bool
+    stage: str, label: str, function: Callable[..., dict[str, Any]], store: str, payload: Any, cluster: Any, gpu: bool
 ) -> dict[str, Any]:
-    """Submit one pure function to Dask, wait for it, and say again what it logged."""
+    """Submit one pure function to Dask, wait for it, and say again what it logged; `stage` is for the run's name."""
     answer: dict[str, Any] = cluster.run(function, store, payload, gpu=gpu, label=label)
     for level, message in answer.pop("records"):
         get_run_logger().log(level, message)
@@ -217,11 +225,6 @@ def features_units(
     return units
 
 
-def slug(stage: str) -> str:
-    """A stage's name as Prefect's tags and artifact keys want it."""
-    return stage.lower().replace(" ", "-")
-
-
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
@@ -235,6 +238,7 @@ def run_units(
     folder: str,
     gpu: bool = False,
     preparing: bool = False,
+    answers: dict[str, dict[str, Any]] | None = None,
 ) -> StageResult:
     """Run the units whose keys are not in the store, inside a flow. One that fails never takes the others along.
 
@@ -244,72 +248,79 @@ def run_units(
         function: of `flows._units`.
         units: all units of the stage.
         folder: where their keys are; listed once.
-        gpu: whether a unit wants a GPU where the cluster has any.
+        gpu: whether a unit wants a GPU where the cluster has any; others keep to workers without one.
         preparing: whether another stage follows that needs what this one makes: units that fail are then said, and the
             later units that need them fail and are counted; the others go on.
+        answers: gets what units that ran said, by their keys.
 
     Raises:
-        StageFailed: more than `max_failed_share` of the units failed.
+        StageFailed: more than `max_failed_share` of the units failed, or all.
     """
-    began, busy = time.perf_counter(), run.cluster.busy
+    began, busy = time.perf_counter(), dict(run.cluster.busy)
     result = StageResult(stage=stage)
     there = set(run.store.list(folder))
     missing = [u for u in units if u.key not in there]
     result.reused += len(units) - len(missing)
-    progress = Progress(stage, len(missing))
+    progress, bar = Progress(stage, len(missing)), StageProgress(stage, len(missing), result.reused)
     if missing:
         run.cluster.client()  # a scheduler that does not answer is one error, not one of every unit
-        artifact = create_progress_artifact(0.0, key=slug(stage), description=f"{stage}: {len(missing)} units")
-        named = run_unit.with_options(name=stage, tags=[slug(stage)])
-        futures = {
-            named.submit(u.label, function, run.store.url, quote(u.payload), quote(run.cluster), gpu): u
-            for u in missing
-        }
-        told = time.perf_counter()
-        try:
-            for future in as_completed(list(futures)):
-                unit = futures[future]
-                answer = future.result(raise_on_failure=False)
+        show_cluster(run.cluster)
+        with closing(_answers(run, stage, function, missing, gpu)) as ended:
+            for unit, answer in ended:
                 if isinstance(answer, dict):
                     result.done += 1
+                    if answers is not None:
+                        answers[unit.key] = answer
                 else:
                     error = answer if isinstance(answer, BaseException) else RuntimeError(str(answer))
                     result.failed += 1
                     result.failures.append((unit.label, _reason(error)))
                 progress.advance()
-                if time.perf_counter() - told > 2 or progress.done == progress.total:
-                    told = time.perf_counter()
-                    update_progress_artifact(artifact, 100.0 * progress.done / progress.total)
-        except BaseException:  # interrupted: let go of the threads that wait, or they hold the process for hours
-            run.cluster.abort()
-            raise
+                bar.tell(progress.done)
         result.failures.sort()
     result.seconds += time.perf_counter() - began
-    result.busy, result.threads = run.cluster.busy - busy, run.cluster.threads
-    finish(run, result, len(units), preparing)
+    result.devices = {d: s - busy.get(d, 0.0) for d, s in run.cluster.busy.items() if s > busy.get(d, 0.0)}
+    result.busy, result.threads = sum(result.devices.values()), run.cluster.threads
+    finish(run, result, len(units), folder, preparing)
     return result
 
 
-def finish(run: Run, result: StageResult, total: int, preparing: bool = False) -> None:
-    """Log the outcome, show failures as a table, and decide whether the stage failed.
+def _answers(
+    run: Run, stage: str, function: Callable[..., dict[str, Any]], units: list[Unit], gpu: bool
+) -> Generator[tuple[Unit, Any], None, None]:
+    """Each unit with its answer or its error, as they end; no more of them begin than the cluster can take."""
+    named = run_unit.with_options(name=stage, tags=["t2v", slug(stage)])
+    waiting, ended = list(reversed(units)), SimpleQueue[PrefectFuture[Any]]()
+    futures: dict[PrefectFuture[Any], Unit] = {}
+    try:
+        while waiting or futures:
+            while waiting and len(futures) < run.cluster.in_flight(gpu):
+                unit = waiting.pop()
+                payload = quote(unit.payload), quote(run.cluster)
+                future = named.submit(stage, unit.label, function, run.store.url, *payload, gpu)
+                futures[future] = unit
+                future.add_done_callback(ended.put)
+            future = ended.get()
+            yield futures.pop(future), future.result(raise_on_failure=False)
+    except BaseException:  # interrupted: let go of the threads that wait, or they hold the process for hours
+        run.cluster.abort()
+        raise
+
+
+def finish(run: Run, result: StageResult, total: int, folder: str, preparing: bool = False) -> None:
+    """Log the outcome, show it and its failures, and decide whether the stage failed.
 
     Raises:
-        StageFailed: more than `max_failed_share` of the units failed.
+        StageFailed: more than `max_failed_share` of the units failed, or all.
     """
-    logger = get_run_logger()
-    logger.info(result.line())
-    if not result.failures:
+    get_run_logger().info(result.line())
+    if result.failures:
+        show_failures(result.stage, result.failures)
+    if preparing:
         return
-    create_table_artifact(
-        [{"unit": unit, "reason": reason} for unit, reason in result.failures],
-        key=f"{slug(result.stage)}-failures",
-        description=f"Units of {result.stage} that failed",
-    )
-    for unit, reason in result.failures:
-        logger.warning("%s: %s failed: %s", result.stage, unit, reason)
-    if not preparing and result.failed > run.config.max_failed_share * total:
-        shown = "; ".join(f"{unit}: {reason}" for unit, reason in result.failures[:3])
-        raise StageFailed(
-            f"{result.stage}: {result.failed} of {total} units failed, more than the "
-            f"{run.config.max_failed_share:.0%} that max_failed_share allows. {shown}"
-        )
+    share, failed = run.config.max_failed_share, ""
+    if too_many_failed(result.failed, total, share):
+        failed = failed_in_words(f"{result.failed} of {total} units", result.failures, total, share)
+    show_stage(run.store, result, folder, failed)
+    if failed:
+        raise StageFailed(f"{result.stage}: {failed}")

@@ -1,6 +1,6 @@
 """The store: immutable objects under readable keys, in a folder or in any object store fsspec knows.
 
-This is the only file that imports fsspec. Two ways of writing are all there is:
+Only this file and `_store_remote.py` import fsspec. Two ways of writing are all there is:
 
 - `Store.put` creates and never overwrites. Keys are content-addressed, so whoever is first is right, and a run
   resumes by asking which keys exist.
@@ -12,39 +12,35 @@ Either way a reader finds all of an object or none of it, also when the writer i
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import gc
 import json
-import os
 import re
-import stat
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows._store_compaction import compact, parsed
+from flows._store_errors import telling
+from flows._store_folder import Folder
+from flows._store_objects import Entry, Objects, join
+from flows._store_remote import Remote, checked_remote
 from t2v_core.errors import StoreError
 
 __all__ = ["Store"]
 
 # `list` is a method of the classes below, so their annotations need another name for the type.
 _Keys: TypeAlias = list[str]
+_Entries: TypeAlias = list[Entry]
 
 _PIECE = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
-_UNIT = "unit"
-_READERS = 16
 _ATTEMPTS = 5
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class Store:
@@ -67,13 +63,13 @@ class Store:
         if not url.strip():
             raise StoreError("the store's URL is empty; wanted a folder or a URL such as s3://bucket/prefix")
         if separator and protocol not in ("file", "local"):
-            self._url = _checked_remote(protocol, rest)
-            self._objects: _Objects = _Remote(protocol, self._url)
+            self._url = checked_remote(protocol, rest)
+            self._objects: Objects = Remote(protocol, self._url)
         else:
             # fsspec's own reading of file:// and ~, so that both spellings name one folder.
             local: Any = fsspec.get_filesystem_class("file")
             self._url = str(local._strip_protocol(url))
-            self._objects = _Folder(self._url)
+            self._objects = Folder(self._url)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self._url,)
@@ -98,7 +94,7 @@ class Store:
         Raises:
             StoreError: the key is not valid.
         """
-        return _join(self._url, _checked(key))
+        return join(self._url, _checked(key))
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under ``key``; asks the store each time.
@@ -130,6 +126,43 @@ class Store:
         folder = _checked(prefix.rstrip("/")) if prefix else ""
         with self._telling("list", folder):
             return sorted(key for key in self._objects.list(folder) if _is_key(key))
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """Some bytes of one object; fewer where it ends before.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        with self._telling("read", key):
+            return self._objects.read_part(_checked(key), start, length)
+
+    def entries(self, prefix: str = "") -> _Entries:
+        """As `list`, with the size of each object and when it was written, by the store's own clock.
+
+        Raises:
+            StoreError: as `list`.
+        """
+        folder = _checked(prefix.rstrip("/")) if prefix else ""
+        with self._telling("list", folder):
+            return sorted(entry for entry in self._objects.entries(folder) if _is_key(entry.key))
+
+    def leftovers(self) -> _Entries:
+        """What killed writers left: hidden files of a folder, begun uploads of S3. Readers see neither.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._telling("look for leftovers in", ""):
+            return sorted(self._objects.leftovers())
+
+    def delete_leftover(self, leftover: Entry) -> None:
+        """Delete one of `leftovers`.
+
+        Raises:
+            StoreError: it cannot be deleted.
+        """
+        with self._telling("delete the leftover", leftover.key), contextlib.suppress(FileNotFoundError):
+            self._objects.delete_leftover(leftover.key)
 
     def put(self, key: str, data: bytes) -> bool:
         """Create one object, or leave the one that is there untouched.
@@ -210,7 +243,7 @@ class Store:
         """
         data = self.read(key)
         with self._telling("parse", key):
-            table = _parsed(data)
+            table = parsed(data)
             return table if columns is None else table.select(columns)
 
     def put_table(self, key: str, table: pa.Table, row_group_size: int | None = None) -> bool:
@@ -288,23 +321,7 @@ class Store:
         Raises:
             StoreError: a unit cannot be read, decoded or joined to the others (named), or the dataset not written.
         """
-        folder = unit_prefix.rstrip("/")
-        if _checked(dataset_key).startswith(f"{_checked(folder)}/"):
-            raise StoreError(f"dataset {dataset_key!r} lies among its units in {folder!r}; give it another folder")
-        units = self.list(folder)
-        known = self._dataset(dataset_key)
-        held = set() if known is None else set(known[_UNIT].unique().to_pylist())
-        added = self._decoded([unit for unit in units if unit not in held], decode)
-        if known is not None:
-            if held <= set(units) and not any(table.num_rows for table in added.values()):
-                return int(known.num_rows)
-            added = {dataset_key: known.filter(pc.is_in(known[_UNIT], pa.array(units, pa.string()))), **added}
-        if not added:
-            return 0
-        rows = _stacked(added)
-        rows = rows.take(pc.sort_indices(rows[_UNIT]))  # stable: rows of one unit keep their order
-        self.replace(dataset_key, self.table_bytes(rows))
-        return int(rows.num_rows)
+        return compact(self, unit_prefix, dataset_key, decode)
 
     @staticmethod
     def disconnect() -> None:
@@ -316,230 +333,12 @@ class Store:
             fsspec.get_filesystem_class("s3").clear_instance_cache()
             gc.collect()  # s3fs closes its sessions when its file systems are collected, and those hold cycles
 
-    def _dataset(self, key: str) -> pa.Table | None:
-        """The dataset so far; None where there is none, or one that no compaction wrote: then it is built anew."""
-        if not self.exists(key):
-            return None
-        data = self.read(key)
-        try:
-            table = _parsed(data)
-        except pa.ArrowException:
-            return None
-        return table if _UNIT in table.column_names else None
-
-    def _decoded(self, units: _Keys, decode: Callable[[bytes], pa.Table]) -> dict[str, pa.Table]:
-        tables: dict[str, pa.Table] = {}
-        with ThreadPoolExecutor(_READERS) as pool:  # small objects: the time goes in round trips
-            for unit, data in zip(units, pool.map(self.read, units), strict=True):
-                with self._telling("decode", unit):
-                    table = decode(data)
-                    if _UNIT in table.column_names:
-                        raise ValueError(f"it has a column {_UNIT!r}, which is kept for its key")
-                    # pandas' schema metadata of the first unit would speak for all
-                    table = table.replace_schema_metadata(None)
-                    tables[unit] = table.append_column(_UNIT, pa.array([unit] * table.num_rows, pa.string()))
-        return tables
-
     def _json_bytes(self, key: str, value: Any) -> bytes:
         with self._telling("write the JSON of", key):
             return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
-    @contextlib.contextmanager
-    def _telling(self, action: str, key: str) -> Iterator[None]:
-        """Turn whatever the file system raises into a `StoreError` that names action, key, store and remedy."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except Exception as error:  # fsspec's backends raise whatever their clients raise
-            raise StoreError(f"cannot {action} {key!r} in store {self._url}: {_explained(error)}") from error
-
-
-class _Objects(Protocol):
-    """What the store asks of a place that keeps objects; keys are valid, errors are the backend's own."""
-
-    def exists(self, key: str) -> bool: ...
-    def read(self, key: str) -> bytes: ...
-    def list(self, folder: str) -> Iterator[str]: ...
-    def create(self, key: str, data: bytes) -> bool: ...
-    def replace(self, key: str, data: bytes) -> None: ...
-    def delete(self, key: str) -> None: ...
-    def open_parquet(self, key: str) -> pq.ParquetFile: ...
-
-
-class _Folder:
-    """A local folder. An object is written beside its place under a hidden name, then linked or renamed to it."""
-
-    def __init__(self, root: str) -> None:
-        self.root = Path(root)
-
-    def exists(self, key: str) -> bool:
-        try:
-            return stat.S_ISREG((self.root / key).stat().st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
-
-    def list(self, folder: str) -> Iterator[str]:
-        def stop(error: OSError) -> None:
-            # os.walk skips what it cannot list; gone or never made is fine, forbidden is not
-            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                raise error
-
-        for parent, _, names in os.walk(self.root / folder, onerror=stop):
-            yield from ((Path(parent) / name).relative_to(self.root).as_posix() for name in names)
-
-    def create(self, key: str, data: bytes) -> bool:
-        place = self.root / key
-        if os.path.lexists(place):
-            return False
-        with self._written_beside(place, data) as temporary:
-            try:
-                os.link(temporary, place)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                return _renamed_without_links(temporary, place)
-        return True
-
-    def replace(self, key: str, data: bytes) -> None:
-        place = self.root / key
-        with self._written_beside(place, data) as temporary:
-            temporary.replace(place)
-
-    def delete(self, key: str) -> None:
-        (self.root / key).unlink()
-
-    def open_parquet(self, key: str) -> pq.ParquetFile:
-        return pq.ParquetFile(self.root / key)
-
-    @contextlib.contextmanager
-    def _written_beside(self, place: Path, data: bytes) -> Iterator[Path]:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:  # of the folder, and not to be taken for the object's
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place.parent)) from error
-        temporary = place.parent / f".{uuid.uuid4().hex}.tmp"
-        try:
-            # Not tempfile, whose files nobody else may read: these become objects that other users of a shared folder
-            # open. "x" creates with the usual mode.
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # a name must not outlive its bytes when the machine goes down
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-class _Remote:
-    """An object store, or fsspec's memory. A write is one request, or from 100 MB parts that one request joins."""
-
-    # Only the in-memory file system looks first and creates then; it lives in one process, so a lock will do.
-    _memory = threading.Lock()
-
-    def __init__(self, protocol: str, root: str) -> None:
-        self.protocol, self.root = protocol, root
-        self.is_s3 = protocol in ("s3", "s3a")
-
-    @property
-    def files(self) -> Any:
-        # Asked for at each use and never kept: fsspec holds one instance per process, with its own event loop, and
-        # makes a new one in a forked child, where the parent's refuses to work. No listings cache: others write too.
-        return fsspec.filesystem(self.protocol, use_listings_cache=False)
-
-    def exists(self, key: str) -> bool:
-        try:
-            return bool(self.files.info(_join(self.root, key))["type"] == "file")
-        except FileNotFoundError:
-            return False
-
-    def read(self, key: str) -> bytes:
-        # One GET. By default s3fs asks for the size first and takes a large object in ranges, which may be of two
-        # versions when the object is replaced meanwhile.
-        one_request = {"max_concurrency": 1} if self.is_s3 else {}
-        return bytes(self.files.cat_file(_join(self.root, key), **one_request))
-
-    def list(self, folder: str) -> Iterator[str]:
-        files = self.files
-        top = str(files._strip_protocol(self.root))
-        try:
-            found = files.find(_join(self.root, folder), withdirs=False)
-        except FileNotFoundError as error:
-            if _code(error) == "NoSuchBucket":
-                raise
-            return
-        for path in found:
-            key = str(path)[len(top) :].lstrip("/")
-            if not folder or key.startswith(f"{folder}/"):
-                yield key
-
-    def create(self, key: str, data: bytes) -> bool:
-        with self._memory if self.protocol == "memory" else contextlib.nullcontext():
-            try:
-                self.files.pipe_file(_join(self.root, key), data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                # s3fs knows AWS's answer; other servers name no condition with it, and 409 it does not know at all
-                if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
-                raise
-        return True
-
-    def replace(self, key: str, data: bytes) -> None:
-        self.files.pipe_file(_join(self.root, key), data, mode="overwrite")
-
-    def delete(self, key: str) -> None:
-        self.files.rm_file(_join(self.root, key))
-
-    def open_parquet(self, key: str) -> pq.ParquetFile:
-        if self.protocol == "memory":  # its open files share one position
-            return pq.ParquetFile(pa.BufferReader(self.read(key)))
-        # No read-ahead (50 MB at each seek): pyarrow asks for whole column chunks, which it joins to few requests.
-        return pq.ParquetFile(self.files.open(_join(self.root, key), "rb", cache_type="none"), pre_buffer=True)
-
-
-def _renamed_without_links(temporary: Path, place: Path) -> bool:
-    """Create-only rename where the file system has no hard links (FAT, some network mounts).
-
-    A rename overwrites, so looking and renaming happen under a lock on the folder, which the system lifts when its
-    holder dies. Network mounts that do not share locks are safe within one machine only.
-    """
-    import fcntl  # not on Windows, whose file systems have links
-
-    with (place.parent / ".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.lexists(place):
-            return False
-        temporary.rename(place)
-        return True
-
-
-def _checked_remote(protocol: str, rest: str) -> str:
-    """The URL without trailing slashes; what may hold a secret is not repeated in messages."""
-    known = fsspec.available_protocols()
-    if protocol not in known or "::" in protocol:
-        near = difflib.get_close_matches(protocol, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}://?" if near else "wanted a folder, s3://bucket/prefix or memory://"
-        raise StoreError(f"unknown kind of store {protocol}://; {hint}")
-    if "@" in rest or "?" in rest or "#" in rest:
-        raise StoreError(
-            f"a {protocol}:// store URL may hold no '@', '?' or '#': no credentials and no options; set credentials in "
-            "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or in a profile"
-        )
-    root = rest.rstrip("/")
-    if protocol != "memory" and not root.strip("/"):
-        raise StoreError(f"the store URL {protocol}:// names no bucket; wanted {protocol}://bucket/prefix")
-    return f"{protocol}://{root}"
-
-
-def _join(root: str, key: str) -> str:
-    return f"{root}{key}" if root.endswith("/") else f"{root}/{key}"
+    def _telling(self, action: str, key: str) -> contextlib.AbstractContextManager[None]:
+        return telling(self._url, action, key)
 
 
 def _is_key(key: str) -> bool:
@@ -553,83 +352,3 @@ def _checked(key: str) -> str:
             "them empty or beginning with a dot (t2v_core.fingerprints.readable makes such a piece of any name)"
         )
     return key
-
-
-def _parsed(data: bytes) -> pa.Table:
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read()
-
-
-def _stacked(tables: dict[str, pa.Table]) -> pa.Table:
-    """All rows under one schema that holds them all.
-
-    Raises:
-        StoreError: naming the first table whose types go with none of those before it.
-    """
-    options = {"promote_options": "permissive"}
-    try:
-        return pa.concat_tables(tables.values(), **options)
-    except pa.ArrowException as error:
-        schema = None
-        for key, table in tables.items():
-            try:
-                schema = pa.unify_schemas([table.schema if schema is None else schema, table.schema], **options)
-            except pa.ArrowException as cause:
-                raise StoreError(
-                    f"the columns of {key!r} do not go with those before it ({cause}); delete it, or compact units of "
-                    "one kind only"
-                ) from cause
-        raise StoreError(f"cannot join {len(tables)} tables: {error}") from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__  # not __context__, which may be the caller's own trouble
-
-
-def _code(error: BaseException) -> str:
-    """The object store's own word for the failure (``NoSuchBucket``), or an empty string."""
-    for link in _chain(error):
-        response = getattr(link, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-_REMEDIES = {
-    "no such object; has the step that writes it run, and is this the right store?": ("NoSuchKey", "FileNotFoundError"),
-    "the bucket is missing: create it, or mend the store's URL": ("NoSuchBucket",),
-    "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a "
-    "role": ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
-    "the credentials were refused: check the key, its secret and its date, and that they belong to this endpoint "
-    "(AWS_ENDPOINT_URL)": ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
-    "permission denied: for S3 allow GetObject, PutObject, DeleteObject and ListBucket here; for a folder check its "
-    "owner and mode": ("AccessDenied", "403", "PermissionError"),
-    "nobody answers: check AWS_ENDPOINT_URL, and that the object store runs": (
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ConnectionRefusedError",
-    ),
-    "a part of the path is a file, not a folder: give the store another folder": ("NotADirectoryError",),
-    "the object store cannot create conditionally (If-None-Match): use one that can": ("NotImplemented", "501"),
-    "the disk is full: free some room and run again; what is in the store is whole, and stays": (
-        "ENOSPC",
-        "EDQUOT",
-        "EFBIG",
-    ),
-    "the package for this kind of store is missing: install it": ("ImportError", "ModuleNotFoundError"),
-}
-_REMEDY = {name: remedy for remedy, names in _REMEDIES.items() for name in names}
-
-
-def _explained(error: BaseException) -> str:
-    """What went wrong and how to mend it, without anything secret."""
-    names = [_code(error), *(type(link).__name__ for link in _chain(error))]
-    names += [errno.errorcode.get(getattr(link, "errno", None) or 0, "") for link in _chain(error)]
-    remedy = next((_REMEDY[name] for name in names if name in _REMEDY), "")
-    said = getattr(error, "strerror", None) or str(error)
-    # An endpoint may hold user:password@, and some servers repeat the access key.
-    said = re.sub(r"://[^/@\s]*@", "://", said)
-    said = re.sub(r"\b(AKIA|ASIA)[A-Z0-9]{12,}\b", "(access key)", said)
-    return f"{said or type(error).__name__} [{names[0] or type(error).__name__}]" + (f"; {remedy}" if remedy else "")

@@ -1,5 +1,7 @@
-"""MLflow: one run per pipeline result, and the selector as a registered model. The only importer of mlflow, with the
-model's own file, `_selector_model.py`."""
+"""MLflow: one run per pipeline result with a run below it for each stage, and the selector as a registered model.
+
+The only importer of mlflow, with the model's own file, `_selector_model.py`. docs/mlflow.md says what to look at.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import importlib.metadata
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import numpy as np
 import pandas as pd
 
 import t2v_core
+from flows._outcome import StageResult, slug
 from flows._settings import mlflow_uri
 
-__all__ = ["find_run", "log_run", "registered_name"]
+__all__ = ["experiment_id", "find_run", "log_run", "registered_name"]
 
 TAG = "t2v.fingerprint"
+_METRICS, _PARAMS = 500, 100
+"""Metrics and parameters of a request, at most; a server takes 1,000 and 100."""
 
 
 def registered_name(name: str) -> str:
@@ -53,6 +58,52 @@ def _experiment(mlflow: Any, name: str) -> str:
     return str(mlflow.create_experiment(f"t2v {name}", artifact_location=where))
 
 
+def experiment_id(name: str) -> str:
+    """Id of a config's experiment, which is made where it is missing."""
+    return _experiment(_client(name), name)
+
+
+def _log(mlflow: Any, metrics: Mapping[str, float], **options: Any) -> None:
+    """Metrics in as few requests as a server takes."""
+    items = list(metrics.items())
+    for start in range(0, len(items), _METRICS):
+        mlflow.log_metrics(dict(items[start : start + _METRICS]), **options)
+
+
+def _log_stages(mlflow: Any, experiment: str, stages: Sequence[StageResult]) -> None:
+    """What each stage cost: on the run, and as a run of its own below it."""
+    totals = {"cost/seconds": sum(s.seconds for s in stages)}
+    for stage in [part for result in stages for part in result.parts]:
+        name = slug(stage.stage)
+        cost = {"seconds": stage.seconds, **{f"busy_{d}_seconds": s for d, s in stage.devices.items()}}
+        units = {"done": stage.done, "reused": stage.reused, "failed": stage.failed, "threads": stage.threads}
+        _log(mlflow, {f"cost/{name}/{what}": value for what, value in cost.items()})
+        for device, seconds in stage.devices.items():
+            totals[f"cost/busy_{device}_seconds"] = totals.get(f"cost/busy_{device}_seconds", 0.0) + seconds
+        with mlflow.start_run(experiment_id=experiment, run_name=stage.stage, nested=True):
+            mlflow.set_tags({"t2v.stage": stage.stage})
+            _log(mlflow, {**cost, **{what: float(value) for what, value in units.items()}})
+            if stage.failures:
+                failed = pd.DataFrame(stage.failures, columns=["unit", "reason"])
+                mlflow.log_table(failed, "failures.json")
+    if stages:
+        _log(mlflow, totals)
+
+
+def _describe_version(
+    mlflow: Any, name: str, version: Any, tags: Mapping[str, str], metrics: Mapping[str, float], described: str
+) -> None:
+    """What a version of the selector was fitted on and how it was judged, on its page in the registry."""
+    client, model = mlflow.MlflowClient(), registered_name(name)
+    client.update_registered_model(model, f"Ranks the experts of t2v's config {name} for a task embedding.")
+    client.update_model_version(model, version, described)
+    for key, value in tags.items():
+        client.set_model_version_tag(model, version, key, value)
+    for key, value in metrics.items():
+        client.set_model_version_tag(model, version, key, f"{value:.6g}")
+    client.set_registered_model_alias(model, "champion", version)
+
+
 def find_run(name: str, fingerprint: str) -> str:
     """Id of the finished run of this result; empty where there is none."""
     mlflow = _client(name)
@@ -75,8 +126,13 @@ def log_run(
     selector: bytes,
     n_filters: int,
     tags: Mapping[str, str],
+    stages: Sequence[StageResult] = (),
+    judged: Mapping[str, float] | None = None,
+    described: str = "",
 ) -> str:
     """Log one pipeline result, register its selector, and point the alias ``champion`` at it.
+
+    The run that is logged is complete or it is none: it gets its fingerprint last, by which it is found.
 
     Args:
         name: of the config; names the experiment and the registered model.
@@ -89,7 +145,10 @@ def log_run(
         texts: artifact file to content.
         selector: `Selector.dumps`'s bytes.
         n_filters: P, for the model's signature.
-        tags: of the run.
+        tags: of the run, and of the selector's version.
+        stages: of the pipeline run; each becomes a run below this one.
+        judged: those of the metrics that judge the selector; they are its version's too.
+        described: what the run is, in Markdown.
 
     Returns:
         The run's id.
@@ -112,15 +171,19 @@ def log_run(
         params=ParamSchema([ParamSpec("top_k", "long", 5)]),
     )
     run_name = f"{name} {fingerprint.rsplit('-', 1)[-1][:6]}"
+    experiment, judged = _experiment(mlflow, name), dict(judged or {})
     with (
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(experiment_id=_experiment(mlflow, name), run_name=run_name) as run,
+        mlflow.start_run(experiment_id=experiment, run_name=run_name, description=described) as run,
     ):
         warnings.simplefilter("ignore")  # MLflow's own, of type hints and of pickled models that this is not
         mlflow.set_tags(dict(tags))
-        mlflow.log_params(dict(params))
-        mlflow.log_metrics(dict(metrics))
+        settings = list(params.items())
+        for start in range(0, len(settings), _PARAMS):
+            mlflow.log_params(dict(settings[start : start + _PARAMS]))
+        _log(mlflow, {k: v for k, v in metrics.items() if k not in judged})
+        _log_stages(mlflow, experiment, stages)
         for file, table in tables.items():
             mlflow.log_table(table, file)
         for file, figure in figures.items():
@@ -140,8 +203,7 @@ def log_run(
             pip_requirements=_requirements(),
             registered_model_name=registered_name(name),
         )
-        mlflow.MlflowClient().set_registered_model_alias(
-            registered_name(name), "champion", model.registered_model_version
-        )
+        _log(mlflow, judged, model_id=model.model_id)
+        _describe_version(mlflow, name, model.registered_model_version, tags, judged, described)
         mlflow.set_tag(TAG, fingerprint)
         return str(run.info.run_id)

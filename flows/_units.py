@@ -48,7 +48,7 @@ def features_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     extractor = Extractor.model_validate(payload["extractor"])
     of = (payload["digest"], payload["prefix"], payload["chunk"], payload["batch_size"], payload["precision"])
     seconds = make_features(store_url, extractor, *of)
-    return _answer(payload["key"], seconds > 0, f"features in {seconds:.1f} s")
+    return {**_answer(payload["key"], seconds > 0, f"features in {seconds:.1f} s"), "seconds": seconds}
 
 
 def embed_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,10 @@ def train_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """One block of the error matrix: features once, then the heads of all the source's tasks."""
+    """One block of the error matrix: the heads of all the source's tasks, on features that are made where they are not.
+
+    `features_seconds` of the payload is what units of features took before.
+    """
     store, key = Store(store_url), payload["key"]
     if store.exists(key):
         return _answer(key, False)
@@ -167,7 +170,7 @@ def evaluate_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         "source": pa.array([table.source] * n),
         "expert_digest": pa.array([payload["digest"]] * n),
         "task_fingerprint": pa.array(payload["task_fingerprints"]),
-        "features_seconds": pa.array([seconds] * n),
+        "features_seconds": pa.array([seconds + payload.get("features_seconds", 0.0)] * n),
         "n_images": pa.array([source_record(store_url, prefix)["n_images"]] * n),
     }
     for name, column in extra.items():

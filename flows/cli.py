@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows._cli_experts import experts_app
+from flows._cli_store import store_app
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._guard import guard_server
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
@@ -37,6 +38,7 @@ Begin with **t2v run examples/demo.yaml**, then **t2v select FOLDER**.
 )
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(experts_app, name="experts")
+app.add_typer(store_app, name="store")
 app.command("fetch")(fetch_data)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -469,6 +471,22 @@ def ui(
     out.print(f"{what}: http://127.0.0.1:{port}   (Ctrl-C stops)")
     out.file.flush()
     os.execv(command[0], [*command, "--port", str(port)])  # one process, so that a signal reaches the server
+
+
+@app.command()
+def alerts(
+    file: Annotated[str, typer.Argument(help="YAML file of automations.")] = "infra/automations/nightly.yaml",
+) -> None:
+    """Have the Prefect server tell of nightly runs that failed, crashed or did not come. Needs PREFECT_API_URL.
+
+    T2V_ALERT_URL is the webhook that messages are sent to; the server keeps it as a secret block. Run again after a
+    change: automations of the same names are brought up to date.
+    """
+    from flows._alerts import apply_automations
+    from flows._settings import alert_url
+
+    for name, what in apply_automations(file, alert_url()):
+        out.print(f"{what}: {escape(name)}")
 
 
 def main() -> None:

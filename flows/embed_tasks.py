@@ -46,8 +46,7 @@ def _embed_unit(run: Run, task: Task, fingerprint: str, prefix: str) -> Unit:
 @flow(name="embed-tasks", flow_run_name="embed-tasks[{params.config}]", task_runner=threads(), persist_result=False)
 def embed_tasks(params: EmbedTasksParams) -> StageResult:
     """Embed the tasks that have no embedding: head on cached probe features, then the filter-wise Fisher."""
-    if params.refresh:
-        ingest(StageParams(**params.model_dump(exclude={"refresh"})))
+    before = [ingest(StageParams(**params.model_dump(exclude={"refresh"})))] if params.refresh else []
     with open_run(params) as run:
         run.check()
         sources, library = run.pointed("sources")["sources"], library_of(run)
@@ -60,8 +59,11 @@ def embed_tasks(params: EmbedTasksParams) -> StageResult:
         missing = [t for t, u in zip(library.tasks, units, strict=True) if u.key not in there]
         # Features only of the sources that some task still needs, before its tasks ask for them all at once.
         prepared = _features_units(run, missing, sources)
-        run_units(run, "probe features", features_unit, prepared, folder="features", gpu=True, preparing=True)
+        before.append(
+            run_units(run, "probe features", features_unit, prepared, folder="features", gpu=True, preparing=True)
+        )
         result = run_units(run, "embed tasks", embed_unit, units, folder=EMBEDDING_UNITS, gpu=True)
+        result.before = before
         compact_unit(run.store.url, {"dataset": "embeddings"})
         failed = {unit for unit, _ in result.failures}
         run.point("embeddings", {"embeddings": {t: f for t, f in wanted.items() if t not in failed}})

@@ -42,9 +42,11 @@ def _pack(run: Run, prefixes: dict[str, str]) -> StageResult:
     specs = {s.name: s for s in run.config.sources if s.name in prefixes}
     missing = {n: s for n, s in specs.items() if not run.store.exists(source_key(prefixes[n]))}
     failed: dict[str, str] = {}
+    before: list[StageResult] = []
 
     def wave(stage: str, function: Any, units: list[Unit]) -> None:
         result = run_units(run, stage, function, units, folder="sources", preparing=True)
+        before.append(result)
         for label, reason in result.failures:
             failed.setdefault(label.split(" ")[0], reason)
 
@@ -60,7 +62,9 @@ def _pack(run: Run, prefixes: dict[str, str]) -> StageResult:
     ]
     wave("pack images", shard_unit, shards)
     closing = [Unit(n, source_key(prefixes[n]), payload(s, failed=failed.get(n, ""))) for n, s in specs.items()]
-    return run_units(run, "ingest", close_unit, closing, folder="sources")
+    result = run_units(run, "ingest", close_unit, closing, folder="sources")
+    result.before = before
+    return result
 
 
 def _manifest(run: Run, sources: dict[str, str]) -> dict[str, Any]:

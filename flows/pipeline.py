@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 
 from flows._cluster import shared_cluster
 from flows._keys import result_key
+from flows._links import linked, mlflow_link, store_link
+from flows._outcome import StageFailed
+from flows._pages import in_table, markdown_stages, show_pipeline
 from flows._progress import Progress
 from flows._settings import dask_address
 from flows._stage import StageParams, StageResult, open_run
@@ -57,29 +59,39 @@ def _summary(params: PipelineParams, stages: list[StageResult]) -> dict[str, Any
             "keys": [where["report"], f"{record['prefix']}/selection.json"],
             "mlflow_run": where["mlflow_run"],
             "mlflow": where["mlflow"],
+            "mlflow_experiment": where.get("experiment", ""),
             "model": where["model"],
             "stages": [s.model_dump(mode="json") for s in stages],
         }
 
 
-def _markdown(summary: dict[str, Any]) -> str:
+def _markdown(summary: dict[str, Any]) -> list[str]:
+    """Lines of the summary that the flow run shows."""
     rows = [r for r in summary["table"] if r["reading"] == LEFT_OUT]
     lines = [f"# {summary['name']}: {summary['n_tasks']} tasks, {summary['n_experts']} experts", ""]
     lines += ["| selector | relative error increase | interval | absolute difference |", "|---|---|---|---|"]
     lines += [
-        f"| {r['method']} | {r['relative_increase']:+.1%} | {r['relative_low']:+.1%} to {r['relative_high']:+.1%} "
+        f"| {in_table(r['method'])} "
+        f"| {r['relative_increase']:+.1%} | {r['relative_low']:+.1%} to {r['relative_high']:+.1%} "
         f"| {100 * r['absolute_difference']:+.2f} points |"
         for r in rows
     ]
     lines += ["", f"Own expert left out; errors below {summary['floor']:g} count as it in ratios.", ""]
     lines += [f"- {sentence}" for sentence in summary["conclusions"]]
-    lines += ["", "| stage | done | reused | failed | seconds |", "|---|---|---|---|---|"]
+    lines += ["", *markdown_stages([StageResult.model_validate(s) for s in summary["stages"]]), ""]
+    page = mlflow_link(summary["mlflow_experiment"], summary["mlflow_run"], summary["mlflow"])
     lines += [
-        f"| {s['stage']} | {s['done']} | {s['reused']} | {s['failed']} | {s['seconds']:.0f} |"
-        for s in summary["stages"]
+        f"- Report: {linked('the page', store_link(summary['report']))}",
+        f"- MLflow run `{summary['mlflow_run']}`: {linked('open it', page)}, selector `{summary['model']}`",
+        f"- Store: {linked(summary['store'], store_link(summary['store']))}",
     ]
-    lines += ["", f"Report: `{summary['report']}`", f"MLflow run: `{summary['mlflow_run']}` in `{summary['mlflow']}`"]
-    return "\n".join(lines)
+    return lines
+
+
+def _failed(params: PipelineParams, stages: list[StageResult], error: StageFailed) -> list[str]:
+    """Lines for a run that a stage ended."""
+    lines = [f"# {params.config}: failed", "", f"**{in_table(str(error))}**", "", *markdown_stages(stages), ""]
+    return [*lines, "What is done stays done: mend it and run again. docs/runbook.md says how."]
 
 
 @flow(name="pipeline", flow_run_name="pipeline[{params.config}]", persist_result=False)
@@ -89,21 +101,24 @@ def pipeline(params: PipelineParams) -> dict[str, Any]:
     Every stage does what is missing in the store and nothing else; a second run does nothing.
     """
     common = params.model_dump()
-    with shared_cluster(dask_address(params.dask), params.workers):
-        stages = [
-            ingest(StageParams(**common)),
-            embed_tasks(EmbedTasksParams(**common, refresh=False)),
-            train_experts(StageParams(**common)),
-            evaluate_experts(StageParams(**common)),
-            fit_model2vec(StageParams(**common)),
-        ]
-        progress = Progress("report", 1)
-        stages.append(report(ReportParams(**common, stages=stages)))
-        progress.advance()
+    stages: list[StageResult] = []
+    with shared_cluster(dask_address(params.dask), params.workers, params.deadline):
+        try:
+            stages.append(ingest(StageParams(**common)))
+            stages.append(embed_tasks(EmbedTasksParams(**common, refresh=False)))
+            stages.append(train_experts(StageParams(**common)))
+            stages.append(evaluate_experts(StageParams(**common)))
+            stages.append(fit_model2vec(StageParams(**common)))
+            progress = Progress("report", 1)
+            stages.append(report(ReportParams(**common, stages=[s.model_dump(mode="json") for s in stages])))
+            progress.advance()
+        except StageFailed as error:
+            show_pipeline(_failed(params, stages, error))
+            raise
     summary = _summary(params, stages)
     with open_run(params) as run:
         run.store.replace_json(result_key(run.config), summary)
-    create_markdown_artifact(_markdown(summary), key="pipeline-summary", description="What the pipeline found")
+    show_pipeline(_markdown(summary))
     if not any(s.done for s in stages):
         get_run_logger().info("nothing to do: every unit was in the store already")
     return summary

@@ -11,17 +11,18 @@ import pandas as pd
 from prefect import flow
 from pydantic import Field
 
-from flows._keys import EMBEDDINGS, ERROR_MATRIX, report_key
+from flows._keys import report_key
+from flows._links import without_secret
+from flows._logged import log_result
 from flows._results import Results
 from flows._settings import mlflow_uri
 from flows._stage import Run, StageParams, StageResult, open_run
-from flows._tracking import find_run, log_run, registered_name
+from flows._tracking import experiment_id, find_run, registered_name
 from flows.ingest import library_of
-from t2v_core.arrange import Arrangement, arrange
+from t2v_core.arrange import arrange
 from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
-from t2v_core.figures_static import static_figures
 from t2v_core.report import render_report
 from t2v_core.report_data import ReportData, StageLine
 
@@ -34,7 +35,15 @@ SHOWN = "MODEL2VEC"
 class ReportParams(StageParams):
     """Parameters of report."""
 
-    stages: list[StageResult] = Field(default_factory=list, description="Outcomes of the stages that ran before.")
+    stages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Outcomes of the stages that ran before; the pipeline fills it, leave it empty.",
+    )
+
+    @property
+    def results(self) -> list[StageResult]:
+        """The outcomes, read."""
+        return [StageResult.model_validate(stage) for stage in self.stages]
 
 
 def _versions() -> str:
@@ -148,50 +157,6 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
     )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; lists of specs by their length."""
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {f"{prefix}.count": len(value)}
-    return {prefix: str(value)[:250]}
-
-
-def _slug(text: str) -> str:
-    return text.replace(" ", "_").lower()
-
-
-def _track(
-    run: Run, results: Results, data: ReportData, arrangement: Arrangement, page: str, record: dict[str, Any]
-) -> str:
-    config, store = run.config, run.store
-    metrics = {"oracle_error": data.oracle_error, "n_tasks": float(len(data.tasks)), "n_experts": len(data.experts)}
-    for row in data.selection.itertuples():
-        stem = f"{_slug(row.method)}/{_slug(row.reading)}"
-        for column in ("relative_increase", "relative_low", "relative_high", "median_increase", "absolute_difference"):
-            metrics[f"{stem}/{column}"] = float(getattr(row, column))
-    tasks = data.tasks.assign(lineage=data.tasks["lineage"].map("/".join))
-    errors = pd.DataFrame(data.errors, columns=list(data.experts))
-    errors.insert(0, "task_id", data.tasks["task_id"])
-    return log_run(
-        config.name,
-        record["prefix"],
-        params=_flat(config.model_dump(mode="json")),
-        metrics=metrics,
-        tables={"selection.json": data.selection, "tasks.json": tasks, "error_matrix.json": errors},
-        figures=static_figures(data, arrangement),
-        inputs={
-            "tasks": (tasks, store.path(run.pointed("library")["manifest"])),
-            "embeddings": (results.table.frame, store.path(EMBEDDINGS)),
-            "error_matrix": (errors, store.path(ERROR_MATRIX)),
-        },
-        texts={"report.html": page},
-        selector=store.read(f"{record['prefix']}/selector.safetensors"),
-        n_filters=run.probe.n_filters,
-        tags={"t2v.store": store.url, "t2v.probe": run.probe.name, "t2v.config": config.name},
-    )
-
-
 @flow(name="report", flow_run_name="report[{params.config}]", persist_result=False)
 def report(params: ReportParams) -> StageResult:
     """Write the report page and log the result to MLflow, once for each result."""
@@ -205,18 +170,22 @@ def report(params: ReportParams) -> StageResult:
         if run.store.exists(key) and mlflow_run:
             result.reused = 1
         else:
-            data = _data(run, results, record, params.stages)
+            stages = params.results
+            data = _data(run, results, record, stages)
             arrangement = arrange(data)
             page = render_report(data, arrangement)
             run.store.replace(key, page.encode())
-            mlflow_run = mlflow_run or _track(run, results, data, arrangement, page, record)
-            result.done = 1
+            result.done, result.seconds = 1, time.perf_counter() - began
+            mlflow_run = mlflow_run or log_result(
+                run, results, data, arrangement, page, record, key, [*stages, result] if stages else []
+            )
         run.point(
             "report",
             {
                 "report": key,
                 "mlflow_run": mlflow_run,
-                "mlflow": mlflow_uri(run.config.name),
+                "mlflow": without_secret(mlflow_uri(run.config.name)),
+                "experiment": experiment_id(run.config.name),
                 "model": f"models:/{registered_name(run.config.name)}@champion",
             },
         )

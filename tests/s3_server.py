@@ -9,6 +9,11 @@ request at a time. Bucket names ask for the quirks of other servers and accounts
 - ``readonly...``: every write is denied;
 - ``lax...``: ``If-None-Match`` is ignored, as old servers do;
 - ``terse...``: a failed condition is not named in the answer, as MinIO does;
+- ``down...``: every request for an object is told to come again (503 SlowDown), for ever;
+- ``slow...``: every answer takes a second;
+- ``hung...``: requests for objects are taken, and nothing is said for a minute;
+- ``refused...``: the access key is not known;
+- ``skewed...``: the request's time is too far from the server's;
 - ``busy...``: the first request of a kind for each object is told to come again (503 SlowDown).
 """
 
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,6 +34,18 @@ __all__ = ["strict"]
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_REFUSALS = {
+    "/down": ("503 Slow Down", _BUSY),
+    "/refused": (
+        "403 Forbidden",
+        b"<Error><Code>InvalidAccessKeyId</Code><Message>The key AKIAABCDEFGHIJKLMNOP does not exist.</Message></Error>",
+    ),
+    "/skewed": (
+        "403 Forbidden",
+        b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference between the request time and the current time "
+        b"is too large.</Message></Error>",
+    ),
+}
 _CONDITION = b"<Condition>If-None-Match</Condition>"
 
 
@@ -53,6 +71,14 @@ def strict(app: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]) -> 
                     "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(_BUSY)))]
                 )
                 return [_BUSY]
+        if path.strip("/").count("/"):
+            for start, (status, body) in _REFUSALS.items():
+                if path.startswith(start):
+                    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+                    return [body]
+            if path.startswith(("/slow", "/hung")):
+                time.sleep(1 if path.startswith("/slow") else 60)
         if path.startswith("/lax"):
             environ.pop("HTTP_IF_NONE_MATCH", None)
         begun: list[Any] = []

@@ -47,7 +47,6 @@ def payloads(params: StageParams, stage: str, monkeypatch: pytest.MonkeyPatch) -
 KILL = """
 import json, os, signal, sys
 import flows._units
-from flows._store import _Folder
 unit, store, payload, kills = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 fsync = os.fsync
 def killed(fd):

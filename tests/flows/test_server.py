@@ -8,14 +8,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -67,7 +72,7 @@ class Server:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -77,7 +82,7 @@ class Server:
         for seconds in (0.5, 1, 2, 4, 8, None):
             try:
                 with opener.open(request, timeout=30) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 # SQLite is busy with another writer: the server says 503, and its own clients ask again.
                 if error.code != 503 or seconds is None:
@@ -192,4 +197,123 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
     summary = next(a["data"] for a in artifacts if a["key"] == "pipeline-summary")
     assert "| MODEL2VEC |" in summary
     names = {r["name"] for r in server.call("/task_runs/filter", {"limit": 200})}
-    assert {"digits/digit", "digits-expert", "generic on shapes"} <= names
+    assert {
+        "embed tasks: digits/digit",
+        "train experts: digits-expert",
+        "evaluate experts: generic on shapes",
+    } <= names
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_two_nightlies_at_once(server: Server, config: Callable[..., str], tmp_path: Path) -> None:
+    """One runs, the other is cancelled; none waits, fails, or does the work twice."""
+    deployment = server.call("/deployments/name/embed-tasks/nightly")
+    params = {"config": config(), "store": str(tmp_path / "store"), "workers": 1}
+    body = {"parameters": {"params": params}}
+    runs = [server.call(f"/deployments/{deployment['id']}/create_flow_run", body)["id"] for _ in range(2)]
+    worker = server.start(tmp_path / "worker.log", "worker", "start", "--pool", "t2v", "--name", "nights")
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    try:
+
+        def ended() -> Any:
+            states = [server.call(f"/flow_runs/{run}")["state"] for run in runs]
+            return states if all(s["type"] in final for s in states) else None
+
+        states = server.wait("the end of both", ended, 300)
+    finally:
+        stop(worker)
+    assert sorted(s["type"] for s in states) == ["CANCELLED", "COMPLETED"], states
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Takes messages, as a chat's webhook does."""
+
+    messages: list[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.messages.append(json.loads(body)["text"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[str]]]:
+    """A webhook's secret address, and what it was told."""
+    messages: list[str] = []
+    handler = type("MyHook", (Hook,), {"messages": messages})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}/secret-part", messages
+        listening.shutdown()
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_a_crashed_nightly_is_told(server: Server, hook: tuple[str, list[str]], tmp_path: Path) -> None:
+    """`t2v alerts`, then: a crash of another flow, a nightly that crashes, and one whose machine is gone."""
+    url, messages = hook
+    quick = yaml.safe_load((ROOT / "infra/automations/nightly.yaml").read_text())
+    quick["automations"][2]["trigger"]["within"] = 12  # not 90 s
+    file = tmp_path / "nightly.yaml"
+    file.write_text(yaml.safe_dump(quick))
+
+    def alerts(path: Path, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", "alerts", str(path)]
+        environment = server.environment | more
+        return subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    told = alerts(ROOT / "infra/automations/nightly.yaml")
+    assert told.returncode == 2
+    assert "set T2V_ALERT_URL" in told.stderr
+    told = alerts(ROOT / "infra/automations/nightly.yaml", T2V_ALERT_URL=url)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("created: ") == 3
+    told = alerts(file)  # the address is known to the server by now
+    assert told.stdout.count("updated: ") == 3, told.stderr
+    found = {a["name"]: a for a in server.call("/automations/filter", {})}
+    assert set(found) == {a["name"] for a in quick["automations"]}
+    assert all(a["enabled"] for a in found.values())
+    failed = found["t2v nightly failed"]["trigger"]
+    assert set(failed["expect"]) >= {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
+    assert "secret-part" not in json.dumps([list(found.values()), server.call("/block_documents/filter", {})])
+
+    def run_of(deployment: str) -> dict[str, Any]:
+        found = server.call(f"/deployments/name/{deployment}")
+        run: dict[str, Any] = server.call(f"/deployments/{found['id']}/create_flow_run", {})
+        return run
+
+    def set_state(run: dict[str, Any], kind: str, message: str) -> None:
+        state = {"type": kind, "name": kind.capitalize(), "message": message}
+        server.call(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+    set_state(run_of("ingest/default"), "CRASHED", "not of the night")
+    night = run_of("embed-tasks/nightly")
+    set_state(night, "CRASHED", 'killed by "nobody"')
+    server.wait("the message", lambda: messages, 90)
+    assert "embed-tasks/nightly" in messages[0]
+    assert night["name"] in messages[0]
+    assert 'is Crashed: killed by "nobody"' in messages[0]
+    assert night["id"] in messages[0]  # the link
+
+    gone = run_of("embed-tasks/nightly")
+    set_state(gone, "RUNNING", "")
+    beat = {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{gone['id']}"},
+        "related": [],
+    }
+    server.call("/events", [beat])
+    server.wait("the second message", lambda: len(messages) > 1, 120)
+    assert server.call(f"/flow_runs/{gone['id']}")["state"]["type"] == "CRASHED"
+    assert gone["name"] in messages[1]
+    assert "No heartbeat" in messages[1]
+    assert len(messages) == 2  # of the other flow nothing was said
