@@ -99,7 +99,9 @@ def test_flows_are_told_what_they_read(tmp_path: Path) -> None:
 
     environment = flow_environment(layout(tmp_path))
     read = set(re.findall(r"^\| ((?:T2V|MLFLOW|PREFECT)_\w+) \|", str(flows._settings.__doc__), re.M))
-    assert read - {"T2V_UNIT_DEADLINE"} <= set(environment)
+    addresses = {"T2V_STORE", "T2V_DASK", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"}
+    assert addresses <= read & set(environment)
+    assert {name for name in environment if name.startswith("T2V_")} <= read  # nothing that no flow reads
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
 
 
