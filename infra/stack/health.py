@@ -74,6 +74,9 @@ def _dask_workers(layout: Layout) -> None:
 def _worker(layout: Layout) -> None:
     # 503 once it has not polled the server for a while.
     call(f"http://127.0.0.1:{layout.ports['worker']}/health")
+    workers = call(f"{layout.api}/work_pools/{layout.config.pool}/workers/filter", {})
+    if not any(w["status"] == "ONLINE" for w in workers):
+        raise ValueError(f"the pool {layout.config.pool!r} sees no worker")
 
 
 CHECKS: dict[str, Callable[[Layout], None]] = {

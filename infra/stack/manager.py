@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,19 @@ class Manager:
         self.conf = folder / "supervisord.conf"
         self._pid = folder / "supervisord.pid"
 
-    @property
-    def _rpc(self) -> Any:
+    @contextlib.contextmanager
+    def _rpc(self) -> Iterator[Any]:
         from supervisor.xmlrpc import SupervisorTransport
 
-        url = f"unix://{socket_path(self.folder, 'supervisor')}"
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=SupervisorTransport(None, None, url)).supervisor
+        transport = SupervisorTransport(None, None, f"unix://{socket_path(self.folder, 'supervisor')}")
+        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+            yield proxy.supervisor
 
     def running(self) -> bool:
         """Whether the process manager itself answers."""
         try:
-            self._rpc.getState()
+            with self._rpc() as rpc:
+                rpc.getState()
         except (OSError, xmlrpc.client.Error):
             return False
         return True
@@ -108,7 +111,8 @@ class Manager:
             StackError: the process manager does not answer.
         """
         try:
-            return {p["name"]: p for p in self._rpc.getAllProcessInfo()}
+            with self._rpc() as rpc:
+                return {p["name"]: p for p in rpc.getAllProcessInfo()}
         except (OSError, xmlrpc.client.Error) as error:
             raise StackError(
                 f"no stack runs in {self.folder} ({type(error).__name__}); `make stack` starts one"
@@ -134,13 +138,13 @@ class Manager:
 
     def start_process(self, name: str) -> None:
         """Begin to start one process; whether it gets well is for the health check."""
-        with contextlib.suppress(xmlrpc.client.Fault):  # already started
-            self._rpc.startProcess(name, False)
+        with self._rpc() as rpc, contextlib.suppress(xmlrpc.client.Fault):  # already started
+            rpc.startProcess(name, False)
 
     def stop_process(self, name: str) -> None:
         """Stop one process and wait for it."""
-        with contextlib.suppress(xmlrpc.client.Fault):  # not running
-            self._rpc.stopProcess(name, True)
+        with self._rpc() as rpc, contextlib.suppress(xmlrpc.client.Fault):  # not running
+            rpc.stopProcess(name, True)
 
     def stop(self, order: list[str], seconds: float = 30) -> None:
         """Stop the processes in this order, then the process manager.
@@ -152,8 +156,8 @@ class Manager:
         for name in (n for n in order if n in there):
             self.stop_process(name)
         pid = int(self._pid.read_text()) if self._pid.exists() else 0
-        with contextlib.suppress(OSError, xmlrpc.client.Error):
-            self._rpc.shutdown()
+        with contextlib.suppress(OSError, xmlrpc.client.Error), self._rpc() as rpc:
+            rpc.shutdown()
         deadline = time.monotonic() + seconds
         while self.running() or (pid and _lives(pid)):
             if time.monotonic() > deadline:

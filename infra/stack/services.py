@@ -36,7 +36,7 @@ class Service:
 
 
 def socket_path(folder: Path, name: str) -> str:
-    """A Unix socket's place: beside the data, or in the temporary folder where that name would be too long for a socket."""
+    """A Unix socket's place: beside the data, or in the temporary folder where its name would be too long."""
     path = str(folder / f"{name}.sock")
     if len(path) <= 90:
         return path
@@ -69,6 +69,10 @@ def flow_environment(layout: Layout) -> dict[str, str]:
         "PREFECT_API_URL": layout.api,
         "PREFECT_HOME": str(layout.folder / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        # A server or database that dies is back in half a minute: ask again for two, also where the server says 500
+        # because its database is away.
+        "PREFECT_CLIENT_MAX_RETRIES": "6",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         "MLFLOW_TRACKING_URI": layout.url["mlflow"],
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -108,9 +112,10 @@ def _s3(layout: Layout) -> Service:
     command += [f"-{part}.localSocket={socket_path(folder, f'weed-{part}')}" for part in ("filer", "s3")]
     # Seven volumes are made for a bucket at once: small ones, or a small disk is said to be full.
     command += ["-master.volumeSizeLimitMB=512", "-volume.max=200", "-master.telemetry=false"]
+    command += ["-volume.preStopSeconds=0"]  # no other server has to learn that this one goes
     # A bucket that is misspelt is an error, not a new bucket.
     command += [f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false"]
-    return Service("s3", command)
+    return Service("s3", command, stop_seconds=40)
 
 
 def _prefect(layout: Layout) -> Service:
