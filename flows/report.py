@@ -48,7 +48,8 @@ def _tasks(run: Run, results: Results, choices: pd.DataFrame) -> pd.DataFrame:
     """One row a task, as the page wants it."""
     library, table, matrix = library_of(run), results.table, results.matrix
     by_id = {t.task_id: t for t in library.tasks}
-    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)].set_index("task_id")
+    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)]
+    mine = mine.drop_duplicates("task_id").set_index("task_id")  # of several meta-tasks, the first
     masked = np.where(matrix.own, np.nan, matrix.errors)
     rows = []
     for i, task_id in enumerate(table.task_ids):
@@ -110,6 +111,7 @@ def _estimator(spec: EmbeddingSpec) -> str:
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    pairs = f"{record['prefix']}/pairs.parquet"
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
     failures = [Failure(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
@@ -141,6 +143,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         errors=matrix.errors,
         own=matrix.own,
         selection=selection,
+        pairs=run.store.read_table(pairs).to_pandas() if run.store.exists(pairs) else None,
         floor=config.selection.floor,
         oracle_error=float(oracle.iloc[0]),
         conclusions=tuple(record["conclusions"]),
@@ -171,8 +174,11 @@ def _track(
 ) -> str:
     config, store = run.config, run.store
     metrics = {"oracle_error": data.oracle_error, "n_tasks": float(len(data.tasks)), "n_experts": len(data.experts)}
+    metas = list(dict.fromkeys(data.selection.get("meta_task", [])))
     for row in data.selection.itertuples():
-        stem = f"{_slug(row.method)}/{_slug(row.reading)}"
+        # The first meta-task is the one that the page leads with; others have their name in front.
+        meta = [_slug(row.meta_task)] if metas and row.meta_task != metas[0] else []
+        stem = "/".join([*meta, _slug(row.method), _slug(row.reading)])
         for column in ("relative_increase", "relative_low", "relative_high", "median_increase", "absolute_difference"):
             metrics[f"{stem}/{column}"] = float(getattr(row, column))
     tasks = data.tasks.assign(lineage=data.tasks["lineage"].map("/".join))
