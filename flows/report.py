@@ -57,7 +57,8 @@ def _tasks(run: Run, results: Results, choices: pd.DataFrame) -> pd.DataFrame:
     """One row a task, as the page wants it."""
     library, table, matrix = library_of(run), results.table, results.matrix
     by_id = {t.task_id: t for t in library.tasks}
-    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)].set_index("task_id")
+    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)]
+    mine = mine.drop_duplicates("task_id").set_index("task_id")  # of several meta-tasks, the first
     masked = np.where(matrix.own, np.nan, matrix.errors)
     rows = []
     for i, task_id in enumerate(table.task_ids):
@@ -119,6 +120,7 @@ def _estimator(spec: EmbeddingSpec) -> str:
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    pairs = f"{record['prefix']}/pairs.parquet"
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
     failures = [Failure(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
@@ -150,6 +152,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         errors=matrix.errors,
         own=matrix.own,
         selection=selection,
+        pairs=run.store.read_table(pairs).to_pandas() if run.store.exists(pairs) else None,
         floor=config.selection.floor,
         oracle_error=float(oracle.iloc[0]),
         conclusions=tuple(record["conclusions"]),

@@ -69,7 +69,7 @@ def render_report(data: ReportData, arrangement: Arrangement | None = None) -> s
         sources=_counted(data.tasks["source"]),
         headline=headline(data.selection, len(data.tasks)),
         tiles=_tiles(data),
-        metas=selection_blocks(data.selection),
+        metas=selection_blocks(data.selection, data.pairs),
         tasks=[row._asdict() for row in data.tasks.itertuples(index=False)],
         correlations=_correlations(data),
         unevaluated=int(np.isnan(data.errors).sum()),

@@ -17,7 +17,16 @@ import pandas as pd
 from t2v_core.errors import DataError
 from t2v_core.thumbnails import Thumbnail
 
-__all__ = ["SELECTION_COLUMNS", "TASK_COLUMNS", "CostLine", "Failure", "Link", "ReportData", "StageLine"]
+__all__ = [
+    "PAIR_COLUMNS",
+    "SELECTION_COLUMNS",
+    "TASK_COLUMNS",
+    "CostLine",
+    "Failure",
+    "Link",
+    "ReportData",
+    "StageLine",
+]
 
 TASK_COLUMNS = (
     "task_id",
@@ -49,6 +58,8 @@ SELECTION_COLUMNS = (
     "n_tasks",
     "note",
 )
+
+PAIR_COLUMNS = ("reading", "method", "against", "difference", "low", "high", "verdict")
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class ReportData:
         errors: error matrix, ``[T, E]``; NaN where a cell was not evaluated.
         own: true where the expert was trained on the task, ``[T, E]``.
         selection: one row per reading and method, with `SELECTION_COLUMNS`; the first reading is the one the page
-            leads with.
+            leads with. A column ``meta_task`` splits it into several tables; further columns are further measures.
         floor: smallest oracle error that a relative increase is divided by.
         oracle_error: mean over tasks of the best expert's error.
         conclusions: sentences that say which differences exceed their interval.
@@ -130,6 +141,8 @@ class ReportData:
         rejected_images: ``(source, image id, reason)``.
         skipped_tasks: ``(task id, reason)``.
         commands: ``(what it does, command)``, to copy.
+        pairs: paired differences of errors between methods, with `PAIR_COLUMNS`; ``verdict`` says in a word which is
+            better, or that they cannot be told apart.
         domain_distances: ``[T, T]`` cosine distances of the domain embeddings, where the caller has them already.
         thumbnails: task id to a strip of a few of its images.
         links: where the run and its results lie.
@@ -158,6 +171,7 @@ class ReportData:
     rejected_images: tuple[tuple[str, str, str], ...] = ()
     skipped_tasks: tuple[tuple[str, str], ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
+    pairs: pd.DataFrame | None = None
     domain_distances: npt.NDArray[np.floating] | None = None
     thumbnails: Mapping[str, Thumbnail] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
@@ -168,6 +182,7 @@ class ReportData:
         for name, frame, wanted in (
             ("tasks", self.tasks, TASK_COLUMNS),
             ("selection", self.selection, SELECTION_COLUMNS),
+            *([] if self.pairs is None else [("pairs", self.pairs, PAIR_COLUMNS)]),
         ):
             missing = [column for column in wanted if column not in frame.columns]
             if missing:

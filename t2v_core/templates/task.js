@@ -47,7 +47,7 @@ const expertRows = (i, wide) => {
     if (!keep(place, e)) { skipped += 1; return; }
     if (skipped) rows.push(make("tr", { class: "gap" }, make("td", { colspan: 4 }, `${whole(skipped)} between`)));
     skipped = 0;
-    const tags = [e === page.best[i] && "best", e === chosen && "chosen", e === 0 && "generic", owns().has(i * E + e) && "trained on this task"].filter(Boolean);
+    const tags = [e === page.best[i] && "best", e === chosen && "chosen", e === 0 && name !== "generic" && "generic", owns().has(i * E + e) && "trained on this task"].filter(Boolean);
     rows.push(make("tr", { class: e === chosen ? "mine" : null },
       make("td", {}, String(place + 1)),
       make("th", { scope: "row" }, name, ...tags.map((tag) => make("span", { class: "tag plain" }, tag))),

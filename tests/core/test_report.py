@@ -262,17 +262,25 @@ def test_a_large_library_stays_small() -> None:
 def test_readings_meta_tasks_and_new_columns_are_shown() -> None:
     full = make(12)
     third = full.selection[full.selection["reading"] == OUT].assign(reading="own domain left out")
-    one = pd.concat([full.selection, third]).assign(meta_task="Mixed", weighted_tau=0.4321, seconds_per_query=1234.5)
+    one = pd.concat([full.selection, third]).assign(meta_task="Mixed", tau=0.4321, regret3=0.021, probe_passes=1234)
     both = pd.concat([one, one.assign(meta_task="two <sets>", relative_increase=one["relative_increase"] * 2)])
     metas = selection_blocks(both)
     assert [meta.name for meta in metas] == ["Mixed", "two <sets>"]
     assert [block.reading for block in metas[0].blocks] == [OUT, "all candidates", "own domain left out"]
-    assert metas[0].blocks[0].more == ["weighted tau", "seconds per query"]
-    page = Page(render_report(replace(full, selection=both)))
+    assert metas[0].blocks[0].more == ["Weighted τ", "Best of first 3, in points", "probe passes"]
+    pairs = pd.DataFrame(
+        [
+            ("two <sets>", OUT, "MODEL2VEC", "generic", -0.036, -0.043, -0.029, "better"),
+            ("two <sets>", OUT, "static", "generic", -0.001, -0.02, 0.018, "not told apart"),
+        ],
+        columns=["meta_task", "reading", "method", "against", "difference", "low", "high", "verdict"],
+    )
+    page = Page(render_report(replace(full, selection=both, pairs=pairs)))
+    assert "MODEL2VEC better −3.6 [−4.3, −2.9]" in words(page)
+    assert "static not told apart −0.1 [−2.0, 1.8]" in words(page)
     assert "Meta-task: two <sets>" in page.text
     assert page.text.count("All readings side by side") == 2
-    assert "0.432" in page.text
-    assert "1,234" in page.text
+    assert "MODEL2VEC 0.432 +2.1 1,234" in words(page)
     assert page.tags.count("table") > 8
 
 
