@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,10 +51,10 @@ def _evidence(library: str, store: str, name: str, results: str) -> tuple[Any, s
     return evidence, profile.probe, f"compact results in benchmarks/results/{folder.name}"
 
 
-def _made(began: float, source: str, argv: list[str]) -> dict[str, str]:
+def _made(began: float, source: str, options: dict[str, str]) -> dict[str, str]:
     packages = ("t2v", "numpy", "scipy", "scikit-learn", "matplotlib", "torch")
     return {
-        "command": " ".join(["t2v", *argv]),
+        "command": " ".join(["t2v reproduce", *(f"--{k} {shlex.quote(v)}" for k, v in options.items() if v)]),
         "from": source,
         "versions": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -92,7 +92,8 @@ def reproduce_command(
             probe=probe,
             told=lambda what: status.update(f"{what} ..."),
         )
-        written = pages(found, _made(began, source, sys.argv[1:]))
+        asked = {"library": library, "store": store, "name": name, "results": results, "bootstrap": str(bootstrap)}
+        written = pages(found, _made(began, source, asked))
     folder = Path(to) if to else Path("runs") / "reproduce" / evidence.profile.name
     folder.mkdir(parents=True, exist_ok=True)
     for file, data in written.items():

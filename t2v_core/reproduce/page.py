@@ -68,7 +68,7 @@ def _markdown(parts: Mapping[str, Any]) -> str:
     def grid(shown: Shown) -> str:
         return f"{_plain(shown.title)}\n\n{_plain(shown.markdown())}\n"
 
-    out = [f"# {parts['title']}\n", _plain(parts["subtitle"]) + "\n"]
+    out = [f"# {_plain(parts['title'])}\n", _plain(parts["subtitle"]) + "\n"]
     out.append(f"What differs from the paper: {_plain(parts['differs'])}.\n")
     out += ["## Claims\n", grid(parts["claims"]), parts["verdicts"] + "\n"]
     out += ["## Table 1: selectors\n", parts["notes"]["table_1"] + "\n", *(grid(t) for t in parts["table_1"])]

@@ -88,9 +88,9 @@ def draw_distances(evidence: Evidence, agreement: Claim, norm_claim: Claim) -> D
         handles = [matrix.scatter([], [], marker="s", color=colour, label=printable(n, 18)) for n, colour in entries]
         words.add_artist(
             words.legend(
-                handles=handles, fontsize=7, frameon=False, ncols=4 if column == 0 else 1, title=title,
-                title_fontsize=7, loc="upper left" if column == 0 else "upper right", handletextpad=0.2,
-                columnspacing=0.8,
+                handles=handles, fontsize=6.5, frameon=False, ncols=4 if column == 0 else 1, title=title,
+                title_fontsize=7, loc="upper left" if column == 0 else "upper right", borderaxespad=0.0,
+                handletextpad=0.2, columnspacing=0.5,
             )
         )  # fmt: skip
     curves = neighbourhoods(distances, evidence.taxonomy_distances)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from t2v_core.config import MetaTaskRule
 from t2v_core.embedding import Layer
@@ -24,8 +27,8 @@ PROFILE = Profile(
     attributes=dict.fromkeys(ASKED, "column"),
     twins=["a", "b"],
     meta_tasks=[
-        MetaTaskRule(name="both", tasks=["*"], experts=["*"]),
-        MetaTaskRule(name="mixed", tasks=["b/*"], experts=["*"], n_experts=3),
+        MetaTaskRule(name="both", tasks=["*"], experts=["*"], n_tasks=12, n_experts=6),
+        MetaTaskRule(name="mixed", tasks=["b/*"], experts=["*"], n_tasks=8, n_experts=4),
     ],
 )
 
@@ -136,3 +139,26 @@ def runs(selected: dict[int, float], generic: dict[int, float], best: dict[int, 
                         }
                     )  # fmt: skip
     return pd.DataFrame(out)
+
+
+def write_compact(made: Evidence, folder: Path) -> None:
+    """The files that `benchmarks/rehearsal.py keep` writes, of hand-made evidence."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = list(made.task_ids)
+    made.tasks.iloc[::-1].to_parquet(folder / "tasks.parquet")  # in another order than the embeddings
+    pd.DataFrame({"expert": list(made.experts), "tasks": [list(t) for t in made.trained_on.values()]}).to_parquet(
+        folder / "experts.parquet"
+    )
+    errors = pd.DataFrame(made.errors, columns=list(made.experts))
+    errors.insert(0, "task_id", ids)
+    errors.to_parquet(folder / "balanced_error.parquet")
+    upper = np.triu_indices(len(ids), 1)
+    pd.DataFrame({"symmetric": made.symmetric[upper], "domain": made.domain[upper]}).to_parquet(
+        folder / "distances.parquet"
+    )
+    logs = np.log10(made.embeddings.vectors.astype(np.float64))
+    pq.write_table(pa.table({"task_id": ids, "log10": [list(row) for row in logs]}), folder / "filters.parquet")
+    layout = {"filter": range(256), "layer": ["x"] * 200 + ["y"] * 56, "trivial_log10": [-6.0] * 256}
+    pd.DataFrame(layout).to_parquet(folder / "layout.parquet")
+    places = pa.array([[list(p) for p in c] for c in made.class_lineages], pa.list_(pa.list_(pa.string())))
+    pq.write_table(pa.table({"task_id": ids, "class_lineage": places}), folder / "taxonomy.parquet")
