@@ -25,6 +25,7 @@ from t2v_core.arrange import arrange
 from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
+from t2v_core.metatasks import EVERYTHING
 from t2v_core.report import render_report
 from t2v_core.report_data import Failure, ReportData, StageLine
 
@@ -120,6 +121,7 @@ def _estimator(spec: EmbeddingSpec) -> str:
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    choices = choices[choices["meta_task"] == EVERYTHING]
     pairs = f"{record['prefix']}/pairs.parquet"
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
@@ -129,7 +131,8 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         for c in cells[cells["reason"] != ""].itertuples()
     ]
     notes = [note.split(" left out: ", 1) for s in stages for note in s.notes]
-    oracle = selection[(selection["reading"] == LEFT_OUT) & (selection["method"] == "oracle")]["error"]
+    judged = selection[(selection["reading"] == LEFT_OUT) & (selection["meta_task"] == EVERYTHING)]
+    oracle = judged[judged["method"] == "oracle"]["error"]
     p, e = config.probe, config.embedding
     return ReportData(
         title=f"t2v: {config.name}",
