@@ -53,6 +53,7 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 {reading: np.asarray(load(read[label])["distances"]) for reading, label in FILES.items()},
                 run.config.selection,
                 alpha=run.config.model2vec.alpha,
+                extra=results.scores,
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices)):
                 table = pa.Table.from_pandas(frame, preserve_index=False)

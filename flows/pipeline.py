@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows._cluster import shared_cluster
 from flows._keys import result_key
 from flows._progress import Progress
+from flows._registered import configured
 from flows._settings import dask_address
 from flows._stage import StageParams, StageResult, open_run
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
@@ -17,6 +18,7 @@ from flows.evaluate_experts import evaluate_experts
 from flows.fit_model2vec import fit_model2vec
 from flows.ingest import ingest
 from flows.report import ReportParams, report
+from flows.score_experts import score_experts
 from flows.train_experts import train_experts
 from t2v_core.evaluation import LEFT_OUT
 
@@ -30,6 +32,7 @@ STAGES = [
     "embed tasks",
     "train experts",
     "evaluate experts",
+    "score experts",
     "fit MODEL2VEC",
     "report",
 ]
@@ -95,8 +98,10 @@ def pipeline(params: PipelineParams) -> dict[str, Any]:
             embed_tasks(EmbedTasksParams(**common, refresh=False)),
             train_experts(StageParams(**common)),
             evaluate_experts(StageParams(**common)),
-            fit_model2vec(StageParams(**common)),
         ]
+        if configured(params.config, params.store)[0].scoring.methods:
+            stages.append(score_experts(StageParams(**common)))
+        stages.append(fit_model2vec(StageParams(**common)))
         progress = Progress("report", 1)
         stages.append(report(ReportParams(**common, stages=stages)))
         progress.advance()

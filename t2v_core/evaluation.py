@@ -64,6 +64,7 @@ def evaluate_selectors(
     spec: SelectionSpec,
     *,
     alpha: float,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> SelectionResult:
     """Compare the selectors of Sect. 4.2 and the baselines.
 
@@ -75,6 +76,7 @@ def evaluate_selectors(
             without it.
         spec: floor, bootstrap.
         alpha: of the asymmetric distance.
+        extra: further selectors by name, scores ``[T, E]`` of all of the matrix's rows, lower is better; NaN unknown.
 
     Raises:
         DataError: no task can be judged.
@@ -105,6 +107,7 @@ def evaluate_selectors(
             "TASK2VEC": symmetric,
             "asymmetric TASK2VEC": symmetric - alpha * complexity,
             "MODEL2VEC": model2vec[reading],
+            **{name: values[keep] for name, values in (extra or {}).items()},
         }
         table, detail = compare_selectors(
             errors,
