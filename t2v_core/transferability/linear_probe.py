@@ -1,4 +1,4 @@
-"""Linear probe: train a head on a part of the sample, by the recipe of the error matrix's cells, and look at the rest."""
+"""Linear probe: train a head on a part of the sample by the error matrix's own recipe, and look at the rest."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """PARC: do images of different classes have different features?
 
 Bolya, Mittapalli, Hoffman, "Scalable Diverse Model Selection for Accessible Transfer Learning", NeurIPS 2021:
-Spearman's correlation over pairs of images, of one minus the correlation of their features and one minus that of their labels
-(one hot). Their cut to 32 principal components is left out, as it was made for extractors of very different width.
+Spearman's correlation over pairs of images, of one minus the correlation of their features and one minus that of their
+labels (one hot). Their cut to 32 principal components is left out; it was made for extractors of very different width.
 """
 
 from __future__ import annotations
