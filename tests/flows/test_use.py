@@ -51,7 +51,7 @@ def test_scores_are_a_stage_with_rows_selectors_and_a_plan(made: Made) -> None:
     stages = {s["stage"]: (s["done"], s["failed"]) for s in summary["stages"]}
     assert stages["score experts"] == (6, 0)  # three experts, two sources
     rows = pd.read_parquet(store.path("transferability"))
-    assert len(rows) == 6 * 3 * len(METHODS)  # tasks x experts x methods
+    assert len(rows) == 6 * 3 * len(list(METHODS))  # tasks x experts x methods
     assert rows.groupby("method")["task_id"].nunique().to_dict() == dict.fromkeys(METHODS, 6)
     assert set(rows["source"]) == {"digits", "shapes"}
     assert (rows["n_images"] <= 30).all()
