@@ -22,7 +22,16 @@ from safetensors.torch import save as save_torch
 
 from flows._data import Extractor, annotations, load_extractor, load_images, read_cells, source_record
 from flows._features import make_features, read_features
-from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
+from flows._keys import (
+    BLOCK_UNITS,
+    EMBEDDING_UNITS,
+    EMBEDDINGS,
+    ERROR_MATRIX,
+    SCORE_UNITS,
+    TRANSFER,
+    TRANSFER_UNITS,
+    TRANSFERABILITY,
+)
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, MetaTaskRule, Model2VecSpec, TrainingSpec
 from t2v_core.embedding import embed_features
@@ -232,6 +241,7 @@ def compact_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
         "embeddings": (EMBEDDING_UNITS, EMBEDDINGS),
         "error_matrix": (BLOCK_UNITS, ERROR_MATRIX),
         "transfer": (TRANSFER_UNITS, TRANSFER),
+        "transferability": (SCORE_UNITS, TRANSFERABILITY),
     }[payload["dataset"]]
     rows = store.compact(prefix, dataset, lambda data: pa.parquet.read_table(pa.BufferReader(data)))
     return _answer(dataset, True, f"{dataset}: {rows} rows")

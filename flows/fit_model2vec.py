@@ -66,6 +66,7 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 {what: np.asarray(load(read[label])["distances"]) for label, what in _distances(results).items()},
                 run.config.selection,
                 settings=run.config.model2vec,
+                extra=results.scores,
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):
                 table = pa.Table.from_pandas(frame, preserve_index=False)

@@ -27,6 +27,7 @@ __all__ = [
     "PipelineConfig",
     "ProbeSpec",
     "ReferenceSpec",
+    "ScoringSpec",
     "SelectionSpec",
     "SourceSpec",
     "TaskRule",
@@ -388,6 +389,22 @@ class EvaluationSpec(FrozenModel):
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
 
 
+class ScoringSpec(FrozenModel):
+    """Methods that look at every expert's features, to compare with: one pass of each expert, then a score a task."""
+
+    methods: list[Literal["logme", "hscore", "leep", "nleep", "parc", "knn", "linear_probe"]] = Field(
+        default_factory=list,
+        description="Which ones, of logme, hscore, leep, nleep, parc, knn, linear_probe; empty: the stage is left out.",
+    )
+    max_images: int = Field(
+        300, ge=8, description="Train images of a task that they look at, a sample with classes as even as can be."
+    )
+    k: int = Field(5, ge=1, description="knn: neighbours that vote.")
+    components: int = Field(5, ge=1, description="nleep: components of the Gaussian mixture for each class.")
+    head: HeadSpec = Field(HeadSpec(), description="linear_probe: training of the head.")
+    seed: int = Field(0, description="Seed of the sample and of the mixture.")
+
+
 class Model2VecSpec(FrozenModel):
     """MODEL2VEC: m_i = F_i + b_i (Sect. 3.4)."""
 
@@ -458,6 +475,7 @@ class PipelineConfig(FrozenModel):
     embedding: EmbeddingSpec = Field(EmbeddingSpec(), description="How tasks are embedded.")
     experts: ExpertsSpec = Field(ExpertsSpec(), description="The experts to choose from.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How experts are judged on tasks.")
+    scoring: ScoringSpec = Field(ScoringSpec(), description="Methods that look at every expert's features.")
     model2vec: Model2VecSpec = Field(Model2VecSpec(), description="The joint embedding of experts and tasks.")
     selection: SelectionSpec = Field(SelectionSpec(), description="How selectors are compared.")
     transfer: TransferSpec | None = Field(
