@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from flows._activity import Hold, alone, marks, store_clock
+from flows._activity import FOLDER, Hold, alone, marks, store_clock
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
 from flows._reach import RECORDS, ROOTS, Reach, group_of, kind_of, reach
 from flows._store import Store
@@ -125,7 +125,7 @@ def find_garbage(store: Store, grace: float = GRACE, keep: Sequence[str] = ()) -
             young += members
     gone = {e.key for members in old.values() for e in members}
     left = tuple(e for e in store.leftovers() if e.modified <= now - grace)
-    kept = [found.entries[key] for key in found.reached]
+    kept = [found.entries[key] for key in found.reached if kind_of(key) != FOLDER]
     return Garbage(
         groups=old,
         leftovers=left,
