@@ -159,7 +159,7 @@ def backup(
     store: Store,
     place: Store,
     *,
-    databases: Mapping[str, Callable[[], bytes]] | None = None,
+    dumps: Mapping[str, Callable[[], bytes]] | None = None,
     folders: Mapping[str, Store] | None = None,
     skip: Sequence[str] = (),
     progress: Told | None = None,
@@ -169,8 +169,8 @@ def backup(
     Args:
         store: to back up.
         place: of the backup; the same each time, so that only what is new is copied.
-        databases: name to what dumps it.
-        folders: name to folders of other files, such as MLflow's artifacts.
+        dumps: part (``database:mlflow``) to what gives its bytes.
+        folders: part (``folder:mlartifacts``) to a folder of other files.
         skip: kinds of objects to leave out; ``features`` is what makes sense, as they are only kept to save time.
         progress: told (objects done, objects in all).
 
@@ -196,11 +196,11 @@ def backup(
         _copy(writer, [(store, STORE, entry) for entry in wanted], progress)
         for key, data in first.items():
             writer.add(STORE, key, data)
-        for name, dump in (databases or {}).items():
-            writer.add(f"database:{name}", "dump", dump())
-        for name, folder in (folders or {}).items():
+        for part, dump in (dumps or {}).items():
+            writer.add(part, "dump", dump())
+        for part, folder in (folders or {}).items():
             _check_names(folder)
-            _copy(writer, [(folder, f"folder:{name}", entry) for entry in folder.entries()], progress)
+            _copy(writer, [(folder, part, entry) for entry in folder.entries()], progress)
     stamp = _write(place, store, writer)
     sizes = [int(str(r["size"])) for r in writer.rows]
     return Made(stamp, len(sizes), sum(sizes), writer.copied, writer.copied_bytes, tuple(unfinished), tuple(notes))

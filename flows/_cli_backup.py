@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,8 @@ from t2v_core.errors import ConfigError, StoreError
 
 __all__ = ["store_app"]
 
+ARTIFACTS = "folder:mlartifacts"
+_FILE = "sqlite:///"
 _URL = "sqlite:///FILE or postgresql://...; '$NAME' takes it from the environment."
 MlflowOption = Annotated[str, typer.Option("--mlflow", metavar="URL", help=f"MLflow's database: {_URL}")]
 PrefectOption = Annotated[str, typer.Option("--prefect", metavar="URL", help=f"Prefect's database: {_URL}")]
@@ -26,15 +29,20 @@ BesideOption = Annotated[
 ]
 
 
-def _parts(name: str, mlflow: str, prefect: str, artifacts: str, beside: bool) -> tuple[dict[str, str], str]:
-    """Database URLs by name, and where artifacts are; what is not given is empty."""
-    if beside:
-        folder = run_folder(name).resolve()
-        mlflow = mlflow or f"sqlite:///{folder / 'mlflow.db'}"
-        prefect = prefect or f"sqlite:///{prefect_home(name) / 'prefect.db'}"
-        artifacts = artifacts or str(folder / "mlartifacts")
-    given = {"mlflow": expanded(mlflow), "prefect": expanded(prefect)}
-    return {k: v for k, v in given.items() if v}, expanded(artifacts)
+def _given(mlflow: str, prefect: str, artifacts: str) -> dict[str, str]:
+    """Part of a snapshot to the URL that an option gives."""
+    urls = {"database:mlflow": mlflow, "database:prefect": prefect, ARTIFACTS: artifacts}
+    return {part: expanded(url) for part, url in urls.items() if url}
+
+
+def _beside(name: str) -> dict[str, str]:
+    """Where `t2v run` without servers keeps them."""
+    folder = run_folder(name).resolve()
+    return {
+        "database:mlflow": f"sqlite:///{folder / 'mlflow.db'}",
+        "database:prefect": f"sqlite:///{prefect_home(name) / 'prefect.db'}",
+        ARTIFACTS: str(folder / "mlartifacts"),
+    }
 
 
 @store_app.command()
@@ -55,14 +63,18 @@ def backup(
     from flows._store import Store
 
     store, there = opened(context), Store(place)
-    databases, folder = _parts(context.obj[1], mlflow, prefect, artifacts, beside)
-    dumps: dict[str, Callable[[], bytes]] = {name: partial(dump_database, url) for name, url in databases.items()}
+    parts = _given(mlflow, prefect, artifacts)
+    if beside:
+        found = {part: url for part, url in _beside(context.obj[1]).items() if Path(url.removeprefix(_FILE)).exists()}
+        parts = found | parts
+    folder = parts.pop(ARTIFACTS, "")
+    dumps: dict[str, Callable[[], bytes]] = {part: partial(dump_database, url) for part, url in parts.items()}
     with counted("copying") as told:
         made = _backup.backup(
             store,
             there,
-            databases=dumps,
-            folders={"mlartifacts": Store(folder)} if folder else {},
+            dumps=dumps,
+            folders={ARTIFACTS: Store(folder)} if folder else {},
             skip=() if features else ("features",),
             progress=told,
         )
@@ -119,27 +131,26 @@ def restore(
             out.print(escape(told), soft_wrap=True)
         return
     snapshot = _backup.newest(there, at)
-    databases, folder = _parts(context.obj[1], mlflow, prefect, artifacts, beside)
-    wanted = [f"database:{name}" for name in databases] + (["folder:mlartifacts"] if folder else [])
-    absent = [part for part in wanted if part not in snapshot.parts]
+    parts = _given(mlflow, prefect, artifacts)
+    if beside:
+        parts = {part: url for part, url in _beside(context.obj[1]).items() if part in snapshot.parts} | parts
+    absent = [part for part in parts if part not in snapshot.parts]
     if absent:
         raise ConfigError(
             f"snapshot {snapshot.stamp} holds no {', '.join(absent)}; it holds {', '.join(snapshot.parts)}. Nothing "
             "was written"
         )
+    folder = parts.pop(ARTIFACTS, "")
     store = opened(context)
     with counted("restoring") as told_:
         done = restore_store(there, snapshot, store, overwrite=overwrite, progress=told_)
     out.print(f"{escape(store.url)}: {done.written:,} objects written, {done.there:,} were there", soft_wrap=True)
     if folder:
         with counted("restoring artifacts") as told_:
-            done = restore_folder(
-                there, snapshot, "folder:mlartifacts", Store(folder), overwrite=overwrite, progress=told_
-            )
+            done = restore_folder(there, snapshot, ARTIFACTS, Store(folder), overwrite=overwrite, progress=told_)
         out.print(f"{escape(folder)}: {done.written:,} files written, {done.there:,} were there", soft_wrap=True)
-    for name, url in databases.items():
-        sha256 = snapshot.part(f"database:{name}")["dump"]
-        restore_database(url, read_object(there, sha256, name), overwrite=overwrite)
-        out.print(f"{name}: database restored")
-    if folder and "://" not in folder and "mlflow" in databases:
+    for part, url in parts.items():
+        restore_database(url, read_object(there, snapshot.part(part)["dump"], part), overwrite=overwrite)
+        out.print(f"{part}: restored")
+    if folder and "://" not in folder and "database:mlflow" in parts:
         out.print("MLflow's database names its artifacts by whole paths: they must lie where they lay.")

@@ -143,6 +143,7 @@ def add(
     """
     from pydantic import ValidationError
 
+    from flows._activity import active
     from flows._data import load_outside
     from flows._registered import register_expert
     from flows._shelf import outside_extractor
@@ -170,11 +171,12 @@ def add(
         )
     except ValidationError as error:
         raise explain_validation_error(error, ExternalExpert, "t2v experts add") from error
-    extractor = outside_extractor(place, new, config.probe.image_size)
-    loaded = load_outside(place.url, extractor)
-    kept = {"weights": extractor.weights, "program": extractor.program, "digest": loaded.digest}
-    new = new.model_copy(update=kept)
-    changed = register_expert(place, config, new)
+    with active(place, "t2v experts add"):  # no collection between the file and what refers to it
+        extractor = outside_extractor(place, new, config.probe.image_size)
+        loaded = load_outside(place.url, extractor)
+        kept = {"weights": extractor.weights, "program": extractor.program, "digest": loaded.digest}
+        new = new.model_copy(update=kept)
+        changed = register_expert(place, config, new)
     out.print(
         f"{escape(name)} {'added' if changed else 'was there already, unchanged'}: {loaded.n_features} features at "
         f"{loaded.transform.size} pixels, digest {loaded.digest}. The next nightly run tries it on every task; "

@@ -179,6 +179,25 @@ def gc(
         out.print("Nothing was deleted; --delete does it.")
 
 
+@store_app.command("forget")
+def forget_config(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="NAME", help="Name of a config that is no longer run.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without, it is only said.")] = False,
+) -> None:
+    """Drop a config's pointers, results and registrations; **gc** then takes what only it needed."""
+    from flows._collect import forget
+    from flows._format import check_format
+
+    place = opened(context)
+    check_format(place)
+    for key in forget(place, config, delete=delete):
+        out.print(f"  {escape(key)}", soft_wrap=True)
+    out.print(
+        "deleted; `t2v store gc` says what nobody needs now" if delete else "Nothing was deleted; --delete does it."
+    )
+
+
 @store_app.command()
 def check(
     context: typer.Context,

@@ -9,22 +9,23 @@ all the rest with it, so that a collection that is killed leaves nothing that pa
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from flows._activity import Hold, alone, marks, store_clock
+from flows._activity import FOLDER, Hold, alone, marks, store_clock
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
-from flows._reach import RECORDS, Reach, group_of, kind_of, reach
+from flows._reach import RECORDS, ROOTS, Reach, group_of, kind_of, reach
 from flows._store import Store
 from flows._store_compaction import parsed
 from flows._store_objects import Entry
-from t2v_core.errors import StoreError
-from t2v_core.fingerprints import matching
+from t2v_core.errors import ConfigError, StoreError
+from t2v_core.fingerprints import matching, readable
 
-__all__ = ["GRACE", "Garbage", "collect", "find_garbage"]
+__all__ = ["GRACE", "Garbage", "collect", "find_garbage", "forget"]
 
 GRACE = 7 * 86_400.0
 """Seconds for which an object that nothing refers to is kept after the last write to its folder."""
@@ -124,7 +125,7 @@ def find_garbage(store: Store, grace: float = GRACE, keep: Sequence[str] = ()) -
             young += members
     gone = {e.key for members in old.values() for e in members}
     left = tuple(e for e in store.leftovers() if e.modified <= now - grace)
-    kept = [found.entries[key] for key in found.reached]
+    kept = [found.entries[key] for key in found.reached if kind_of(key) != FOLDER]
     return Garbage(
         groups=old,
         leftovers=left,
@@ -225,3 +226,24 @@ def _made_room(store: Store, grace: float, keep: Sequence[str]) -> dict[str, tup
             store_clock(store)
             return done
     raise StoreError(f"the disk of {store.url} is full, and nothing old that nobody refers to is there; free room")
+
+
+def forget(store: Store, name: str, *, delete: bool) -> list[str]:
+    """The pointers, results and registrations of a config; once they are gone, a collection takes what only it needs.
+
+    Raises:
+        ConfigError: the store knows no such config.
+        StoreError: a flow is at work; nothing was deleted.
+    """
+    own = readable(name)
+    folders = tuple(f"{root}/{own}/" for root in ROOTS)
+    result = re.compile(rf"results/{re.escape(own)}-[0-9a-f]{{16}}\.json")
+    keys = [k for root in ROOTS for k in store.list(root) if k.startswith(folders) or result.fullmatch(k)]
+    if not keys:
+        names = sorted({key.split("/")[1] for key in store.list("latest")})
+        raise ConfigError(f"{store.url} knows no config {name!r}; it knows {', '.join(names) or 'none'}")
+    if delete:
+        with alone(store, "t2v store forget"):
+            for key in keys:
+                store.delete(key)
+    return keys

@@ -114,6 +114,7 @@ def _show(summary: dict[str, Any]) -> None:
 def _finished(config_path: str, store: str) -> dict[str, Any] | None:
     """The result of exactly this config on exactly these data, where it is complete in the store."""
     from flows._keys import result_key
+    from flows._pointers import find_pointer
     from flows._registered import configured
 
     config, place = configured(config_path, store)
@@ -122,7 +123,9 @@ def _finished(config_path: str, store: str) -> dict[str, Any] | None:
         return None
     summary: dict[str, Any] = place.read_json(key)
     complete = all(place.exists(k) for k in summary["keys"]) and not any(s["failed"] for s in summary["stages"])
-    return summary if complete else None
+    # Units of an older result may have been collected as garbage; only the newest one's are all there.
+    newest = (find_pointer(place, config.name, "selection") or {}).get("prefix") == summary["prefix"]
+    return summary if complete and newest else None
 
 
 @app.command()

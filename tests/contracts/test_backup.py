@@ -283,7 +283,7 @@ def test_folders_of_other_files(folder: Make, tmp_path: Path) -> None:
     fill(store)
     files.put("1/models/m-1/artifacts/MLmodel", b"flavors: {}")
     files.put("1/models/m-1/artifacts/code/t2v_core/__init__.py", b"")
-    backup(store, place, folders={"mlartifacts": files})
+    backup(store, place, folders={"folder:mlartifacts": files})
     before = contents(files)
     shutil.rmtree(files.url)
     restore_folder(place, newest(place), "folder:mlartifacts", files)
@@ -295,7 +295,7 @@ def test_folders_of_other_files(folder: Make, tmp_path: Path) -> None:
     assert contents(files) == before
     (Path(files.url) / "a b").write_bytes(b"")
     with pytest.raises(StoreError, match="1 files in .* 'a b'"):
-        backup(store, place, folders={"mlartifacts": files})
+        backup(store, place, folders={"folder:mlartifacts": files})
 
 
 # --- databases

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from kept_store import GARBAGE, PROBE, fill, fp
 
@@ -22,12 +21,12 @@ import flows._activity
 import flows._format
 from flows._activity import active, alone, marks
 from flows._check import check_store
-from flows._collect import collect, find_garbage
+from flows._collect import collect, find_garbage, forget
 from flows._format import check_format, mark_format, store_version, upgrade
 from flows._keys import EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
 from flows._query import newest_selector
 from flows._store import Store
-from t2v_core.errors import StoreError
+from t2v_core.errors import ConfigError, StoreError
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -87,6 +86,24 @@ def test_what_is_young_is_kept_and_a_folder_is_as_young_as_its_newest_object(fol
     assert found.young == 3
     assert collect(folder).groups == found.groups
     assert folder.exists(young)
+
+
+def test_a_config_that_is_forgotten_leaves_only_what_others_need(store: Store) -> None:
+    fill(store)
+    for key in [key for key in store.list() if key.startswith(("latest/mine/", "results/"))]:
+        store.put(key.replace("mine", "mine-2"), store.read(key))
+    mine = forget(store, "mine", delete=False)
+    assert sorted(k.split("/")[0] for k in mine) == [*["latest"] * 7, "registered", "registered-experts", "results"]
+    with pytest.raises(ConfigError, match="it knows mine, mine-2"):
+        forget(store, "min", delete=True)
+    forget(store, "mine", delete=True)
+    outside = f"experts/outside/added-{fp('added')}.pt"
+    gone = collect(store, 0)
+    assert sorted(e.key for group in gone.groups.values() for e in group) == sorted([*GARBAGE, outside])
+    forget(store, "mine-2", delete=True)
+    collect(store, 0)
+    assert store.list() == [EMBEDDINGS, ERROR_MATRIX, "notes/of-another-tool.txt"]
+    assert store.read_table(EMBEDDINGS).num_rows == 0
 
 
 def test_patterns_spare_what_they_match(folder: Store) -> None:
@@ -418,4 +435,3 @@ def test_a_raised_schema_is_told(folder: Store, monkeypatch: pytest.MonkeyPatch)
         check_format(folder)
     assert "made again under new keys" in upgrade(folder, apply=True)[0]
     assert store_version(folder) == (1, 2)
-    assert pa.table({}).num_rows == 0
