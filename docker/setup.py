@@ -36,9 +36,16 @@ def make_bucket(url: str) -> bool:
     protocol, _, rest = url.partition("://")
     if protocol not in ("s3", "s3a"):
         return False
+    s3, bucket = boto3.client("s3"), rest.split("/")[0]
     try:
-        boto3.client("s3").create_bucket(Bucket=rest.split("/")[0])
+        s3.head_bucket(Bucket=bucket)
+        return False
     except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+            raise
+    try:
+        s3.create_bucket(Bucket=bucket)
+    except ClientError as error:  # another was quicker
         if error.response.get("Error", {}).get("Code") not in _THERE:
             raise
         return False

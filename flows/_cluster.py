@@ -101,11 +101,12 @@ class Cluster:
                 if self.address:
                     try:
                         self._client = Client(self.address, set_as_default=False, timeout="10 s")
-                    except (OSError, DaskTimeoutError, ValueError) as error:
+                    except (OSError, DaskTimeoutError, ValueError, TypeError) as error:  # TypeError: TLS without files
                         raise ConfigError(
                             f"no Dask scheduler answers at {self.address!r} ({type(error).__name__}); start one with "
                             "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1 --preload-nanny "
                             "flows._cluster`, or leave --dask out"
+                            + ("; tls:// wants DASK_DISTRIBUTED__COMM__TLS__*" if "tls" in self.address else "")
                         ) from error
                 else:
                     gpus = _visible_gpus() if self._gpus is None else self._gpus
