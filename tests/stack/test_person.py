@@ -62,7 +62,7 @@ def test_everything_is_well_and_deployed(person: Person) -> None:
     assert len(person.api("/deployments/filter", {})) >= 9
     workers = person.api("/work_pools/t2v/workers/filter", {})
     assert [w["status"] for w in workers] == ["ONLINE"]
-    variable = person.api("/variables/name/t2v_stack")["value"]
+    variable = str(person.api("/variables/name/t2v_stack")["value"])
     assert person.stack.layout.url["store"] in variable
     assert person.stack.layout.secret_key not in variable
 
