@@ -198,6 +198,7 @@ def test_results_are_read_with_duckdb_and_pandas(shell: Person) -> None:
     assert all(0 <= low <= high <= 1 for _, _, low, high in found)
 
 
+@pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")
 def test_the_champion_ranks_experts(shell: Person) -> None:
     import mlflow
 
