@@ -187,7 +187,7 @@ def log_run(
         for file, table in tables.items():
             mlflow.log_table(table, file)
         for file, figure in figures.items():
-            mlflow.log_figure(figure, file, save_kwargs={"bbox_inches": "tight"})  # long names stay whole
+            mlflow.log_figure(figure, file)
         for what, (table, source) in inputs.items():
             mlflow.log_input(mlflow.data.from_pandas(table, source=source, name=what), context=what)
         for file, text in texts.items():
