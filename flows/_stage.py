@@ -58,10 +58,16 @@ EstimatorChoice = Literal["as configured", "variational", "montecarlo", "exact",
 """The estimators, as a form offers them; a test compares with the registry."""
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Number the fields: a server on PostgreSQL keeps them by the length of their names, and forms go by `position`."""
+    for place, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = place
+
+
 class StageParams(BaseModel):
     """What every stage is told."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_in_order)
 
     config: str = Field("examples/demo.yaml", description="Configuration file of the pipeline (YAML).")
     store: str = Field(

@@ -1,4 +1,4 @@
-"""Start the stack process by process, each when those before it are well; watch it; stop it."""
+"""Start the stack in waves, each when those before it are well; watch it; stop it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from t2v_core.errors import ConfigError
 
 __all__ = ["Stack"]
 
+WAVES = (("postgres", "s3"), ("prefect", "mlflow", "scheduler", "dask-workers"), ("worker",))
+"""What starts together: each wave uses those before it."""
 _GIVEN_UP = ("FATAL", "EXITED", "STOPPED", "UNKNOWN")
 
 
@@ -81,24 +83,28 @@ class Stack:
             self.say(f"SQLite: {self.no_postgres}")
         self.manager.start(render(self.layout, self.services))
         try:
-            for service in wanted:
-                self._start(service.name)
+            names = [s.name for s in wanted]
+            for wave in WAVES:
+                self._start([name for name in names if name in wave])
         except BaseException:
             with contextlib.suppress(StackError):
                 self.down()
             raise
 
-    def _start(self, name: str) -> None:
+    def _start(self, names: list[str]) -> None:
+        """Start these at once, and wait until all are well."""
         began = time.monotonic()
-        if name == "worker":
+        if "worker" in names:
             self.say(f"{len(deploy(self.layout))} deployments")
-        self.manager.start_process(name)
-        self.wait_well(name, self.layout.config.start_seconds)
-        if name == "postgres":
-            create_databases(self.layout)
-        elif name == "s3":
-            create_bucket(self.layout)
-        self.say(f"{name:<13} well after {time.monotonic() - began:.0f} s")
+        for name in names:
+            self.manager.start_process(name)
+        for name in names:
+            self.wait_well(name, self.layout.config.start_seconds)
+            if name == "postgres":
+                create_databases(self.layout)
+            elif name == "s3":
+                create_bucket(self.layout)
+            self.say(f"{name:<13} well after {time.monotonic() - began:.0f} s")
 
     def wait_well(self, name: str, seconds: float) -> None:
         """Wait until a process is well.

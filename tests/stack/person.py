@@ -13,7 +13,7 @@ import yaml
 
 from infra.stack.health import call
 from infra.stack.launcher import Stack
-from infra.stack.services import flow_environment
+from infra.stack.services import ROOT, flow_environment
 
 __all__ = ["ENDED", "Person", "draw_shapes", "small_config"]
 
@@ -47,9 +47,11 @@ def small_config(folder: Path, **changes: Any) -> str:
     content["sources"] = content["sources"][:2]
     content["library"]["rules"][1]["values"] = [str(d) for d in range(10)]
     content.update(changes)
-    path = folder / "mini.yaml"
+    # Below the checkout, where flows run: a short name in the form and on the pages.
+    path = ROOT / "runs" / "stack-test" / "mini.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
-    return str(path)
+    return str(path.relative_to(ROOT))
 
 
 class Person:
