@@ -6,7 +6,9 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo rehearsal test check bench bench-task bench-ingest format clean
+STACK_ENV ?=
+STACK = $(BIN)/python -m infra.stack
+.PHONY: help install demo rehearsal test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "t2v needs Python 3.11 or newer; got $$($(PYTHON) --version). Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev,stack]'
 	@touch $(STAMP)
 
 install: $(STAMP)  ## make the virtual environment and install t2v with all extras
@@ -30,11 +32,34 @@ rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes o
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## lint, format, types, import layers
+stack: $(STAMP)  ## all servers on this machine, health-checked, with deployments; Ctrl-C stops them. STACK_ENV=FILE sets more
+	$(STACK) up --env-file '$(STACK_ENV)'
+
+stack-stop: $(STAMP)  ## stop the stack, from another shell
+	$(STACK) down --env-file '$(STACK_ENV)'
+
+stack-status: $(STAMP)  ## how each of its processes is
+	$(STACK) status --env-file '$(STACK_ENV)'
+
+stack-test: $(STAMP)  ## a stack of its own, used as a person would, in Chromium too; about 10 minutes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[browser]'
+	$(BIN)/python -m pytest -m soak tests/stack/test_person.py
+
+stack-faults: $(STAMP)  ## a stack of its own, each part killed in mid-run; about 20 minutes
+	$(BIN)/python -m pytest -m soak tests/stack/test_kills.py
+
+check: $(STAMP)  ## lint, format, types, import layers, compose and Kubernetes files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/infra -m "not server" --durations=0 --durations-min=5
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages; asks PyPI, so it needs a network
+	$(BIN)/python infra/audit.py
+
+image-test: $(STAMP)  ## what the images' builds and first runs do, in a fresh root file system, without an engine
+	sh docker/image_test.sh cuda
 
 bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances; docs/benchmarks.md has the figures
 	$(BIN)/python benchmarks/engine.py

@@ -1,10 +1,12 @@
 """The rehearsal's results in a few MB, and what its error matrix shows.
 
     python benchmarks/rehearsal.py keep runs/rehearsal/store       writes benchmarks/results/rehearsal/
+    python benchmarks/rehearsal.py layout                          writes what the probe and the annotation files say
     python benchmarks/rehearsal.py show                            prints the tables of docs/rehearsal.md from there
 
 Kept: tasks, experts, both error matrices (tasks x experts), each layer's mean of every embedding, 1,024 of its filters
 (evenly spaced, logarithms), and distances between tasks, symmetric and of domains, the upper triangle row by row.
+`layout`: layer and trivial embedding of those filters, and the place of each task's classes in the taxonomy.
 """
 
 from __future__ import annotations
@@ -99,6 +101,35 @@ def keep(url: str) -> None:
         print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
 
 
+def layout() -> None:
+    """Write what is known without a store: of the probe's filters, and of the taxonomy."""
+    from t2v_core.config import load_config
+    from t2v_core.embedding import trivial_embedding
+    from t2v_core.preview import preview_library
+    from t2v_core.probes import load_probe
+
+    config = load_config(RESULTS.parents[2] / "examples" / "rehearsal.yaml")
+    spec = config.probe
+    probe = load_probe(spec.name, spec.weights, image_size=spec.image_size)
+    picked = np.linspace(0, probe.n_filters - 1, N_FILTERS).round().astype(int)
+    layer = np.concatenate([np.full(u.stop - u.start, u.name, object) for u in probe.units])
+    trivial = np.log10(trivial_embedding(probe, config.embedding).astype(np.float64))
+    _write("layout", pa.table({"filter": picked, "layer": layer[picked].tolist(), "trivial_log10": trivial[picked]}))
+    found = preview_library(config.sources, config.library)
+    if found.absent:
+        raise SystemExit(f"missing {found.absent[0]}; t2v fetch emoji stamps fashion-mnist")
+
+    def pair(task_id: str) -> str:
+        """A pair's name does not say which class has more images: pictures that come twice may turn it round."""
+        head, equals, tail = task_id.rpartition("=")
+        return head + equals + "+".join(sorted(tail.split("+")))
+
+    of = {pair(t.task_id): [list(c) for c in t.spec.class_lineage] for t in found.library.tasks}
+    ids = pd.read_parquet(RESULTS / "tasks.parquet")["task_id"]
+    places = pa.array([of[pair(t)] for t in ids], pa.list_(pa.list_(pa.string())))
+    _write("taxonomy", pa.table({"task_id": ids.tolist(), "class_lineage": places}))
+
+
 def _family(tasks: pd.DataFrame) -> pd.Series:
     """The kinds of task that docs/rehearsal.md speaks of."""
     emoji = tasks["source"].isin(SETS)
@@ -186,4 +217,6 @@ def show() -> None:
 
 
 if __name__ == "__main__":
-    keep(sys.argv[2]) if sys.argv[1:2] == ["keep"] else show()
+    if sys.argv[1:2] == ["keep"]:
+        keep(sys.argv[2])
+    layout() if sys.argv[1:2] in (["keep"], ["layout"]) else show()

@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from flows._store import Store
 
-__all__ = ["store_app"]
+__all__ = ["counted", "opened", "seconds", "size", "store_app"]
 
 store_app = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +46,8 @@ def store_callback(
     context.obj = (store, name)
 
 
-def _opened(context: typer.Context) -> Store:
+def opened(context: typer.Context) -> Store:
+    """The store that the options name."""
     from flows._settings import store_url
     from flows._store import Store
 
@@ -90,7 +91,7 @@ def info(context: typer.Context) -> None:
     from flows._format import store_version
     from flows._reach import kind_of
 
-    place = _opened(context)
+    place = opened(context)
     form, schema = store_version(place)
     entries = place.entries()
     out.print(f"{escape(place.url)}: format {form}, schema {schema}", soft_wrap=True)
@@ -139,7 +140,7 @@ def gc(
     from flows._collect import collect, find_garbage
     from flows._format import check_format
 
-    place, age = _opened(context), seconds(grace)
+    place, age = opened(context), seconds(grace)
     check_format(place)
     if delete:
         with counted("deleting") as counting:
@@ -187,7 +188,7 @@ def check(
     from flows._check import check_store
     from flows._format import check_format
 
-    place = _opened(context)
+    place = opened(context)
     check_format(place)
     with counted("reading") as told:
         checked = check_store(place, full=full, progress=told)
@@ -219,7 +220,7 @@ def upgrade_store(
     from flows._activity import alone
     from flows._format import FORMAT, upgrade
 
-    place = _opened(context)
+    place = opened(context)
     if apply:
         with alone(place, "t2v store upgrade"):
             lines = upgrade(place, apply=True)

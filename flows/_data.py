@@ -26,6 +26,7 @@ from t2v_core.probes import Probe, load_probe
 __all__ = [
     "Extractor",
     "annotations",
+    "decode_rows",
     "load_extractor",
     "load_images",
     "load_network",
@@ -130,7 +131,7 @@ def load_extractor(store_url: str, extractor: Extractor) -> Probe:
     return probe.to(torch.device("cuda")) if torch.cuda.is_available() else probe
 
 
-def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
+def decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
     """Images of the rows given, reading only the row groups that hold them."""
     record = source_record(store_url, prefix)
     shards = record["shards"]
@@ -163,7 +164,7 @@ def _decode_rows(store_url: str, prefix: str, transform: ImageTransform, rows: n
 
 @lru_cache(maxsize=2)
 def _all_images(store_url: str, prefix: str, transform: ImageTransform) -> np.ndarray:
-    return _decode_rows(store_url, prefix, transform, np.arange(source_record(store_url, prefix)["n_images"]))
+    return decode_rows(store_url, prefix, transform, np.arange(source_record(store_url, prefix)["n_images"]))
 
 
 def load_images(store_url: str, prefix: str, transform: ImageTransform, rows: np.ndarray) -> np.ndarray:
@@ -171,7 +172,7 @@ def load_images(store_url: str, prefix: str, transform: ImageTransform, rows: np
     n = source_record(store_url, prefix)["n_images"]
     if n * transform.size**2 * 3 <= CACHED_BYTES:
         return np.asarray(_all_images(store_url, prefix, transform)[rows])
-    return _decode_rows(store_url, prefix, transform, rows)
+    return decode_rows(store_url, prefix, transform, rows)
 
 
 def read_cells(store: Store, blocks: list[str]) -> pa.Table:

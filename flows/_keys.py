@@ -11,6 +11,7 @@ from t2v_core.config import (
     Model2VecSpec,
     PipelineConfig,
     ProbeSpec,
+    ScoringSpec,
     SelectionSpec,
     SourceSpec,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "pointer_key",
     "report_key",
     "result_key",
+    "score_key",
     "selection_prefix",
     "source_prefix",
     "transfer_key",
@@ -42,6 +44,8 @@ EMBEDDING_UNITS = "units/embeddings"
 BLOCK_UNITS = "units/error_matrix"
 EMBEDDINGS = "embeddings/part-0.parquet"
 ERROR_MATRIX = "error_matrix/part-0.parquet"
+SCORE_UNITS = "units/transferability"
+TRANSFERABILITY = "transferability/part-0.parquet"
 TRANSFER_UNITS = "units/transfer"
 TRANSFER = "transfer/part-0.parquet"
 
@@ -97,6 +101,21 @@ def block_key(expert: str, digest: str, image_size: int, source: str, tasks: lis
     return f"{BLOCK_UNITS}/{readable(expert)}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.parquet"
 
 
+def score_key(
+    expert: str,
+    digest: str,
+    image_size: int,
+    source: str,
+    tasks: list[Task],
+    spec: ScoringSpec,
+    precision: str,
+    heads: str,
+) -> str:
+    """Scores of one expert for one source's tasks, by methods that look at its features (and original heads)."""
+    made_of = fingerprint("scores", digest, image_size, source, [t.fingerprint for t in tasks], spec, precision, heads)
+    return f"{SCORE_UNITS}/{readable(expert)}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.parquet"
+
+
 def transfer_key(expert: str, digest: str, source: str, task: Task, size: int, seed: int, *specs: FrozenModel) -> str:
     """One fine-tuning run of an expert on a task."""
     shaping = [s.model_dump(mode="json", exclude={"checkpoint_every"}) for s in specs]
@@ -105,10 +124,17 @@ def transfer_key(expert: str, digest: str, source: str, task: Task, size: int, s
 
 
 def selection_prefix(
-    name: str, embeddings: list[str], blocks: list[str], experts: list[str], m2v: Model2VecSpec, spec: SelectionSpec
+    name: str,
+    embeddings: list[str],
+    blocks: list[str],
+    experts: list[str],
+    m2v: Model2VecSpec,
+    spec: SelectionSpec,
+    scores: list[str],
 ) -> str:
     """Folder of a fitted MODEL2VEC with its evaluation; `selection.json` in it is written last."""
-    return f"selections/{readable(name)}-{fingerprint('selection', embeddings, blocks, experts, m2v, spec)}"
+    made_of = fingerprint("selection", embeddings, blocks, experts, m2v, spec, scores)
+    return f"selections/{readable(name)}-{made_of}"
 
 
 def report_key(name: str, selection: str) -> str:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefect import get_run_logger
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+import httpx
+from prefect import artifacts, get_run_logger
 
 from flows._cluster import Cluster
 from flows._links import linked, store_link, without_secret
@@ -34,19 +28,30 @@ SHOWN = 20
 """Failures that a summary lists; the table has all."""
 
 
+def _show(how: Callable[..., Any], *what: Any, **more: Any) -> Any:
+    """Put something on the page. Where Prefect's server is away, a page stays as it was, and the work goes on."""
+    try:
+        return how(*what, **more)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("not shown on the page (%s: %s)", type(error).__name__, error)
+        return None
+
+
 class StageProgress:
     """A stage's bar, brought up to date every two seconds at most."""
 
     def __init__(self, stage: str, missing: int, reused: int) -> None:
         said = f"{stage}: {missing} units, {reused} there already" if missing else f"{stage}: nothing to do"
         self._total, self._told = missing, time.perf_counter()
-        self._artifact = create_progress_artifact(0.0 if missing else 100.0, key=slug(stage), description=said)
+        start = 0.0 if missing else 100.0
+        self._artifact = _show(artifacts.create_progress_artifact, start, key=slug(stage), description=said)
 
     def tell(self, done: int) -> None:
         """So many units have ended, well or not."""
         if time.perf_counter() - self._told > 2 or done == self._total:
             self._told = time.perf_counter()
-            update_progress_artifact(self._artifact, 100.0 * done / self._total)
+            if self._artifact is not None:
+                _show(artifacts.update_progress_artifact, self._artifact, 100.0 * done / self._total)
 
 
 def show_cluster(cluster: Cluster) -> None:
@@ -57,7 +62,8 @@ def show_cluster(cluster: Cluster) -> None:
     what = f"{census.gpus} GPUs and {census.plain} threads without" if census.gpus else f"{census.plain} threads"
     get_run_logger().info("Dask at %s: %s; dashboard %s", cluster.where, what, page or "none")
     if page:
-        create_link_artifact(page, f"Dask dashboard ({what})", key="dask-dashboard", description="Workers and units")
+        said = f"Dask dashboard ({what})"
+        _show(artifacts.create_link_artifact, page, said, key="dask-dashboard", description="Workers and units")
 
 
 def in_table(text: str) -> str:
@@ -74,9 +80,8 @@ def show_failures(stage: str, failures: Sequence[tuple[str, str]], what: str = "
     if len(failures) > SHOWN:
         get_run_logger().warning("%s: and %d more; the table artifact has all", stage, len(failures) - SHOWN)
     rows = [{"stage": stage, "unit": in_table(unit), "reason": in_table(reason)} for unit, reason in failures]
-    create_table_artifact(
-        rows, key=f"{slug(stage)}-failures", description=f"{what} of {stage} that failed: {len(rows)}"
-    )
+    said = f"{what} of {stage} that failed: {len(rows)}"
+    _show(artifacts.create_table_artifact, rows, key=f"{slug(stage)}-failures", description=said)
 
 
 def markdown_stages(stages: Sequence[StageResult]) -> list[str]:
@@ -123,4 +128,4 @@ def show_pipeline(lines: Sequence[str]) -> None:
 
 
 def _markdown(lines: Sequence[str], key: str, description: str) -> Any:
-    return create_markdown_artifact("\n".join(lines), key=key, description=description)
+    return _show(artifacts.create_markdown_artifact, "\n".join(lines), key=key, description=description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,18 @@ import numpy as np
 
 from flows._data import Extractor, load_extractor
 from flows._features import blocks
-from flows._keys import block_key, embedding_fingerprint, embedding_key, expert_key, features_key, source_prefix
+from flows._keys import (
+    block_key,
+    embedding_fingerprint,
+    embedding_key,
+    expert_key,
+    features_key,
+    score_key,
+    source_prefix,
+)
 from flows._pack_units import source_key
 from flows._pointers import find_pointer
+from flows._score_units import heads_key
 from flows._store import Store
 from t2v_core.config import PipelineConfig
 from t2v_core.errors import ConfigError
@@ -266,9 +276,36 @@ def make_plan(config: PipelineConfig, store: Store, probe: Probe, speed: Speed) 
             speed,
         ),
     ]
+    if config.scoring.methods:
+        lines.append(_score_line(config, store, shelf, prefixes, of_expert, there, speed))
     return Plan(
         tuple(lines), len(library.tasks), len(shelf), sum(map(len, wanted.values())), images, tuple(absent), exact
     )
+
+
+def _score_line(
+    config: PipelineConfig,
+    store: Store,
+    shelf: list[tuple[str, str, int]],
+    prefixes: dict[str, str],
+    of_expert: Callable[[str], list[tuple[str, list[list[Task]]]]],
+    there: set[str],
+    speed: Speed,
+) -> Line:
+    """Scores by features; a method takes about as long as a binary head on its images, and the features are there."""
+    spec, keys, costs = config.scoring, [], []
+    known = (find_pointer(store, config.name, "experts") or {"experts": []})["experts"]
+    extractors = {e["name"]: Extractor.model_validate(e["extractor"]) for e in known}
+    for expert, digest, pixels in shelf:
+        heads = heads_key(store, extractors[expert]) if expert in extractors else ""
+        for name, parts in of_expert(expert):
+            tasks = [task for part in parts for task in part]
+            keys.append(
+                score_key(expert, digest, pixels, prefixes[name], tasks, spec, config.evaluation.precision, heads)
+            )
+            images = sum(min(sum(t.train_counts), spec.max_images) for t in tasks)
+            costs.append((0.0, len(spec.methods) * images / 1000 / speed.binary_heads, 0, 200 * len(tasks)))
+    return _line("score experts", keys, there, costs, speed)
 
 
 def _digest(store: Store, spec: ExpertSpec, there: set[str]) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from safetensors.numpy import load
 
 from flows._data import read_cells
-from flows._keys import EMBEDDINGS, selection_prefix
+from flows._keys import EMBEDDINGS, TRANSFERABILITY, selection_prefix
 from flows._stage import Run
 from t2v_core.matrix import ErrorMatrix
 from t2v_core.model2vec import Model2Vec
 from t2v_core.records import EmbeddingTable
 from t2v_core.selector import Selector
+from t2v_core.transferability.block import scores_matrix
 
 __all__ = ["Results", "build_selector"]
 
@@ -51,13 +54,27 @@ class Results:
         return value
 
     @cached_property
+    def score_blocks(self) -> list[str]:
+        """Keys of the scores by features; none where the config names no methods."""
+        value: list[str] = self.run.pointed("scores")["blocks"] if self.run.config.scoring.methods else []
+        return value
+
+    @cached_property
+    def scores(self) -> Mapping[str, np.ndarray]:
+        """Method to its scores ``[T, E]``, lower is better; rows and columns are the error matrix's."""
+        if not self.score_blocks:
+            return {}
+        rows = self.run.store.read_table(TRANSFERABILITY)
+        rows = rows.filter(pc.is_in(rows["unit"], pa.array(self.score_blocks)))
+        return scores_matrix(rows, self.table.task_ids, tuple(self.trained_on))
+
+    @cached_property
     def prefix(self) -> str:
         """Folder of the selection that these results make."""
         c = self.run.config
         experts = [f"{e['name']}:{e['digest']}:{','.join(e['tasks'])}" for e in self.experts]
-        return selection_prefix(
-            c.name, sorted(self.embeddings.values()), self.blocks, experts, c.model2vec, c.selection
-        )
+        made_of = (sorted(self.embeddings.values()), self.blocks, experts, c.model2vec, c.selection, self.score_blocks)
+        return selection_prefix(c.name, *made_of)
 
     @cached_property
     def table(self) -> EmbeddingTable:

@@ -20,10 +20,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from t2v_core.errors import ConfigError
+
 __all__ = [
     "alert_url",
     "dask_address",
     "embedded_services",
+    "expanded",
     "gpu_ids",
     "max_in_flight",
     "mlflow_page",
@@ -89,6 +92,18 @@ def store_console() -> str:
     given = os.environ.get("T2V_STORE_CONSOLE", "")
     elsewhere = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
     return given or ("" if elsewhere else "https://s3.console.aws.amazon.com/s3/object")
+
+
+def expanded(value: str) -> str:
+    """``$NAME`` in a value, replaced by the environment's: a database URL with a password is in no list of processes.
+
+    Raises:
+        ConfigError: the environment has no such variable.
+    """
+    out = os.path.expandvars(value)
+    if out == value and value.startswith("$"):
+        raise ConfigError(f"the environment has no variable {value}; set it, or give the value itself")
+    return out
 
 
 def mlflow_uri(name: str) -> str:

@@ -133,6 +133,7 @@ class Run:
         ESTIMATORS[self.config.embedding.estimator]
         _ = self.probe
         self.store.check_writable()
+        mark_format(self.store)
 
     def point(self, stage: str, value: dict[str, Any]) -> None:
         """Write down this config's newest result of a stage."""
@@ -159,11 +160,8 @@ def open_run(params: StageParams) -> Iterator[Run]:
         ConfigError: the config is wrong.
     """
     config, store = configured(params.config, params.store)
-    with (
-        active(store, f"flow of {config.name}"),
-        shared_cluster(dask_address(params.dask), params.workers, params.deadline) as cluster,
-    ):
-        mark_format(store)
+    of_cluster = (dask_address(params.dask), params.workers, params.deadline)
+    with active(store, f"flow of {config.name}"), shared_cluster(*of_cluster) as cluster:
         yield Run(params.applied(config), store, cluster)
 
 

@@ -146,6 +146,15 @@ class Store:
         with self._telling("list", folder):
             return sorted(entry for entry in self._objects.entries(folder) if _is_key(entry.key))
 
+    def odd_names(self) -> _Keys:
+        """Names that are no keys, which `list` leaves out, sorted; leftovers among them.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._telling("list", ""):
+            return sorted(name for name in self._objects.list("") if not _is_key(name))
+
     def leftovers(self) -> _Entries:
         """What killed writers left: hidden files of a folder, begun uploads of S3. Readers see neither.
 

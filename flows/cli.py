@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_backup import store_app
 from flows._cli_experts import experts_app
-from flows._cli_store import store_app
+from flows._cli_reproduce import reproduce_command
 from flows._cli_tasks import fetch_data, tasks_app
+from flows._guard import guard_server
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
 
@@ -39,6 +41,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(experts_app, name="experts")
 app.add_typer(store_app, name="store")
 app.command("fetch")(fetch_data)
+app.command("reproduce")(reproduce_command)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -153,6 +156,7 @@ def run(
             )
             return
     embedded_services(loaded.name)
+    guard_server()
     out.print(
         f"t2v run: {escape(config)}, store {escape(store_url(store, loaded.name))}; starting Prefect and Dask ..."
     )
@@ -245,6 +249,7 @@ def transfer(
     from t2v_core.config import load_config
 
     embedded_services(load_config(config).name)
+    guard_server()
     from flows._progress import listen, terminal_listener
     from flows._registered import configured
     from flows._stage import StageParams

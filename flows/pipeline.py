@@ -12,6 +12,7 @@ from flows._links import linked, mlflow_link, store_link
 from flows._outcome import StageFailed
 from flows._pages import in_table, markdown_stages, show_pipeline
 from flows._progress import Progress
+from flows._registered import configured
 from flows._settings import dask_address
 from flows._stage import StageParams, StageResult, open_run
 from flows.embed_tasks import EmbedTasksParams, embed_tasks
@@ -19,6 +20,7 @@ from flows.evaluate_experts import evaluate_experts
 from flows.fit_model2vec import fit_model2vec
 from flows.ingest import ingest
 from flows.report import ReportParams, report
+from flows.score_experts import score_experts
 from flows.train_experts import train_experts
 from t2v_core.evaluation import LEFT_OUT
 
@@ -32,6 +34,7 @@ STAGES = [
     "embed tasks",
     "train experts",
     "evaluate experts",
+    "score experts",
     "fit MODEL2VEC",
     "report",
 ]
@@ -108,6 +111,8 @@ def pipeline(params: PipelineParams) -> dict[str, Any]:
             stages.append(embed_tasks(EmbedTasksParams(**common, refresh=False)))
             stages.append(train_experts(StageParams(**common)))
             stages.append(evaluate_experts(StageParams(**common)))
+            if configured(params.config, params.store)[0].scoring.methods:
+                stages.append(score_experts(StageParams(**common)))
             stages.append(fit_model2vec(StageParams(**common)))
             progress = Progress("report", 1)
             stages.append(report(ReportParams(**common, stages=[s.model_dump(mode="json") for s in stages])))

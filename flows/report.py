@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 from flows._keys import report_key
 from flows._links import without_secret
 from flows._logged import log_result
+from flows._page_parts import costs, links, task_images
 from flows._results import Results
 from flows._settings import mlflow_uri
 from flows._stage import Run, StageParams, StageResult, open_run
@@ -23,8 +25,9 @@ from t2v_core.arrange import arrange
 from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
+from t2v_core.metatasks import EVERYTHING
 from t2v_core.report import render_report
-from t2v_core.report_data import ReportData, StageLine
+from t2v_core.report_data import Failure, ReportData, StageLine
 
 __all__ = ["ReportParams", "report"]
 
@@ -55,7 +58,8 @@ def _tasks(run: Run, results: Results, choices: pd.DataFrame) -> pd.DataFrame:
     """One row a task, as the page wants it."""
     library, table, matrix = library_of(run), results.table, results.matrix
     by_id = {t.task_id: t for t in library.tasks}
-    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)].set_index("task_id")
+    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SHOWN)]
+    mine = mine.drop_duplicates("task_id").set_index("task_id")  # of several meta-tasks, the first
     masked = np.where(matrix.own, np.nan, matrix.errors)
     rows = []
     for i, task_id in enumerate(table.task_ids):
@@ -117,14 +121,18 @@ def _estimator(spec: EmbeddingSpec) -> str:
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    choices = choices[choices["meta_task"] == EVERYTHING]
+    pairs = f"{record['prefix']}/pairs.parquet"
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
-    failures = [(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
+    failures = [Failure(s.stage, unit, reason) for s in stages for unit, reason in s.failures]
     failures += [
-        ("evaluate experts", f"{c.expert} on {c.task_id}", c.reason) for c in cells[cells["reason"] != ""].itertuples()
+        Failure("evaluate experts", f"{c.expert} on {c.task_id}", c.reason, c.seconds)
+        for c in cells[cells["reason"] != ""].itertuples()
     ]
     notes = [note.split(" left out: ", 1) for s in stages for note in s.notes]
-    oracle = selection[(selection["reading"] == LEFT_OUT) & (selection["method"] == "oracle")]["error"]
+    judged = selection[(selection["reading"] == LEFT_OUT) & (selection["meta_task"] == EVERYTHING)]
+    oracle = judged[judged["method"] == "oracle"]["error"]
     p, e = config.probe, config.embedding
     return ReportData(
         title=f"t2v: {config.name}",
@@ -138,7 +146,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
             "store": run.store.url,
             "versions": _versions(),
         },
-        stages=tuple(StageLine(s.stage, s.done, s.reused, s.failed, s.seconds) for s in stages),
+        stages=tuple(StageLine(s.stage, s.done, s.reused, s.failed, s.seconds, s.busy or np.nan) for s in stages),
         tasks=_tasks(run, results, choices),
         embeddings=table.vectors,
         domain_embeddings=table.domains,
@@ -147,6 +155,7 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         errors=matrix.errors,
         own=matrix.own,
         selection=selection,
+        pairs=run.store.read_table(pairs).to_pandas() if run.store.exists(pairs) else None,
         floor=config.selection.floor,
         oracle_error=float(oracle.iloc[0]),
         conclusions=tuple(record["conclusions"]),
@@ -154,6 +163,8 @@ def _data(run: Run, results: Results, record: dict[str, Any], stages: list[Stage
         rejected_images=tuple(_rejects(run)),
         skipped_tasks=tuple((n[0], n[-1]) for n in [*notes, *run.pointed("library")["skipped"]]),
         commands=tuple(_commands(run)),
+        thumbnails=task_images(run, library_of(run), table.task_ids),
+        costs=costs(results),
     )
 
 
@@ -173,12 +184,20 @@ def report(params: ReportParams) -> StageResult:
             stages = params.results
             data = _data(run, results, record, stages)
             arrangement = arrange(data)
-            page = render_report(data, arrangement)
-            run.store.replace(key, page.encode())
             result.done, result.seconds = 1, time.perf_counter() - began
             mlflow_run = mlflow_run or log_result(
-                run, results, data, arrangement, page, record, key, [*stages, result] if stages else []
+                run,
+                results,
+                data,
+                arrangement,
+                render_report(data, arrangement),
+                record,
+                key,
+                [*stages, result] if stages else [],
             )
+            # The page in the store names the MLflow run, so it is written when that is there.
+            data = replace(data, links=links(run, record["prefix"], mlflow_run))
+            run.store.replace(key, render_report(data, arrangement).encode())
         run.point(
             "report",
             {

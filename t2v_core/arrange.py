@@ -28,6 +28,7 @@ __all__ = [
     "cluster",
     "cosine_distances",
     "dendrogram_path",
+    "domain_distances",
     "groupings",
     "map_tasks",
 ]
@@ -96,10 +97,16 @@ def arrange(data: ReportData, seed: int = 0) -> Arrangement:
     """Compute the placements of all figures; the same data and seed give the same bytes."""
     return Arrangement(
         task_map=map_tasks(data.distances, seed),
-        domain_map=map_tasks(cosine_distances(data.domain_embeddings), seed),
+        domain_map=map_tasks(domain_distances(data), seed),
         clustering=cluster(data.distances),
         groups=groupings(data.tasks),
     )
+
+
+def domain_distances(data: ReportData) -> FloatArray:
+    """Cosine distances of the domain embeddings, ``[T, T]``: the caller's, or computed here."""
+    given = data.domain_distances
+    return cosine_distances(data.domain_embeddings) if given is None else np.asarray(given, dtype=np.float64)
 
 
 def cosine_distances(vectors: npt.NDArray[np.floating]) -> FloatArray:

@@ -27,6 +27,7 @@ __all__ = [
     "PipelineConfig",
     "ProbeSpec",
     "ReferenceSpec",
+    "ScoringSpec",
     "SelectionSpec",
     "SourceSpec",
     "TaskRule",
@@ -368,6 +369,7 @@ class MetaTaskRule(FrozenModel):
     experts: list[str] = Field(min_length=1, description="Names of experts or glob patterns.")
     n_tasks: int | None = Field(None, ge=1, description="So many of the tasks, a sample by their names; empty: all.")
     n_experts: int | None = Field(None, ge=1, description="So many of the experts, likewise; empty: all.")
+    seed: int = Field(0, description="Seed of both samples.")
 
 
 class EvaluationSpec(FrozenModel):
@@ -387,6 +389,22 @@ class EvaluationSpec(FrozenModel):
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
 
 
+class ScoringSpec(FrozenModel):
+    """Methods that look at every expert's features, to compare with: one pass of each expert, then a score a task."""
+
+    methods: list[Literal["logme", "hscore", "leep", "nleep", "parc", "knn", "linear_probe"]] = Field(
+        default_factory=list,
+        description="Which ones, of logme, hscore, leep, nleep, parc, knn, linear_probe; empty: the stage is left out.",
+    )
+    max_images: int = Field(
+        300, ge=8, description="Train images of a task that they look at, a sample with classes as even as can be."
+    )
+    k: int = Field(5, ge=1, description="knn: neighbours that vote.")
+    components: int = Field(5, ge=1, description="nleep: components of the Gaussian mixture for each class.")
+    head: HeadSpec = Field(HeadSpec(), description="linear_probe: training of the head.")
+    seed: int = Field(0, description="Seed of the sample and of the mixture.")
+
+
 class Model2VecSpec(FrozenModel):
     """MODEL2VEC: m_i = F_i + b_i (Sect. 3.4)."""
 
@@ -395,12 +413,30 @@ class Model2VecSpec(FrozenModel):
         "soft", description="hard: the best expert (ties share); soft: softmax of -sharpness x standardised error."
     )
     sharpness: float = Field(2.0, gt=0, description="soft labels: weight of the standardised error.")
+    known: bool = Field(True, description="Whether the experts' tasks are known; if not, F_i = 0 for all (Sect. 3.4).")
     l2: tuple[float, ...] = Field(
         (1e-3, 1e-2, 1e-1, 1.0, 10.0),
         min_length=1,
         description="Penalties on the model bias to choose from by cross-validation.",
     )
+    rule: Literal["lowest", "one_se"] = Field(
+        "lowest",
+        description="Which penalty: of the lowest cross entropy, or the strongest one within a standard error of it.",
+    )
     folds: int = Field(5, ge=2, description="Folds of the inner cross-validation over tasks.")
+    exact_tasks: int = Field(
+        128,
+        ge=0,
+        description="Up to so many tasks every fit is exact, and tasks are left out one by one; above, the bias lies "
+        "in a basis of `rank` directions, and tasks are left out in folds. See docs/selection.md.",
+    )
+    rank: int = Field(128, ge=1, description="Directions of the bias where there are more tasks than `exact_tasks`.")
+    l2_many: tuple[float, ...] = Field(
+        (3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        min_length=1,
+        description="Penalties to choose from where there are more tasks than `exact_tasks`: many tasks want less.",
+    )
+    left_out_folds: int = Field(10, ge=2, description="Folds in which tasks are left out where they are many.")
     seed: int = Field(0, description="Seed of the folds.")
 
 
@@ -409,7 +445,16 @@ class SelectionSpec(FrozenModel):
 
     metric: Literal["error", "balanced_error"] = Field("balanced_error", description="Which error of a cell counts.")
     floor: float = Field(0.01, gt=0, description="Errors below this count as this in ratios to the oracle.")
-    n_bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples over tasks.")
+    meta_tasks: list[MetaTaskRule] = Field(
+        default_factory=list, description="Parts of the error matrix that are judged too, beside the whole of it."
+    )
+    selectors: list[str] = Field(
+        default_factory=list,
+        description="Selectors to compare, by name; empty: all but the variants of MODEL2VEC, which take long.",
+    )
+    n_bootstrap: int = Field(
+        2000, ge=100, description="Bootstrap resamples, over groups of tasks with one name in several sources."
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Mass of the bootstrap intervals.")
     seed: int = Field(0, description="Seed of the bootstrap.")
 
@@ -430,6 +475,7 @@ class PipelineConfig(FrozenModel):
     embedding: EmbeddingSpec = Field(EmbeddingSpec(), description="How tasks are embedded.")
     experts: ExpertsSpec = Field(ExpertsSpec(), description="The experts to choose from.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How experts are judged on tasks.")
+    scoring: ScoringSpec = Field(ScoringSpec(), description="Methods that look at every expert's features.")
     model2vec: Model2VecSpec = Field(Model2VecSpec(), description="The joint embedding of experts and tasks.")
     selection: SelectionSpec = Field(SelectionSpec(), description="How selectors are compared.")
     transfer: TransferSpec | None = Field(

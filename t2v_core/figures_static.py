@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from t2v_core.arrange import PALETTE, Arrangement, arrange
+from t2v_core.arrange import PALETTE, Arrangement, arrange, dendrogram_path
 from t2v_core.report_data import ReportData
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 
 _LABELLED = 40
 
-# The colours of the page, see templates/report.js.
+# The colours of the page, see templates/base.js.
 _CLOSENESS = LinearSegmentedColormap.from_list("closeness", ["#08306b", "#1c5a9c", "#4f93c9", "#a3cbe6", "#f3f8fc"])
 _DIFFERENCE = LinearSegmentedColormap.from_list("difference", ["#00508c", "#5fa5d3", "#f7f7f6", "#eda268", "#a84300"])
 
@@ -46,14 +46,19 @@ def static_figures(data: ReportData, arrangement: Arrangement | None = None) -> 
 
 
 def static_distances(data: ReportData, placed: Arrangement) -> Figure:
-    """Symmetric distances in clustered order (left of Fig. 2)."""
+    """Symmetric distances in clustered order, the tree above them (left of Fig. 2)."""
     order = placed.clustering.order
-    figure, axes = _canvas(7.5, 6.5, "Symmetric TASK2VEC distance, clustered")
+    figure, axes = _canvas(7.5, 7.2, "")
     image = axes.imshow(data.distances[np.ix_(order, order)], cmap=_CLOSENESS, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7, label="distance")
     ids = [data.tasks["task_id"].iloc[k] for k in order]
     _label(axes, "y", ids)
     _label(axes, "x", ids)
+    tree = axes.inset_axes((0, 1.01, 1, 0.14), sharex=axes)
+    xs, ys = dendrogram_path(placed.clustering)
+    tree.plot(_gaps(xs), _gaps(ys), color="#5b626e", linewidth=0.8 if len(order) < 200 else 0.4)
+    tree.set_axis_off()
+    tree.set_title("Symmetric TASK2VEC distance, clustered", fontsize=11, loc="left")
     return figure
 
 
@@ -127,6 +132,11 @@ def static_map(data: ReportData, placed: Arrangement) -> Figure:
     for text in axes.legend(frameon=False, fontsize=8, loc="best").get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def _gaps(path: list[float | None]) -> list[float]:
+    """A broken line as matplotlib breaks it: at NaN."""
+    return [float("nan") if value is None else value for value in path]
 
 
 def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:

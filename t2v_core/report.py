@@ -1,41 +1,35 @@
 """One page of results: a single HTML file that needs no network.
 
-What comes from outside (names of tasks, reasons, paths) is escaped by Jinja in the page, by `figure_parts.plain` inside
-plotly's labels and by `_script_json` inside the data block. A content security policy names the two scripts of the
-page by digest and allows no address to be fetched, so markup that got through would still do nothing.
+What comes from outside (names of tasks, reasons, paths) is escaped by Jinja in the page and by `script_json` inside the
+data blocks; the page's script writes it as text, never as markup. A content security policy names that script by its
+digest and allows no address to be fetched, so markup that got through would still do nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from t2v_core import report_words as words
 from t2v_core.arrange import Arrangement, arrange
-from t2v_core.figure_parts import Spec, percent
-from t2v_core.figures import oracle_cells, page_figures, rank_correlation
-from t2v_core.report_data import SELECTION_COLUMNS, ReportData
+from t2v_core.figures import oracle_cells, rank_correlation
+from t2v_core.page_document import page_blocks
+from t2v_core.report_data import Failure, ReportData
+from t2v_core.selection_view import headline, selection_blocks
 
-__all__ = ["headline", "pack", "render_report"]
+__all__ = ["headline", "page_script", "render_report"]
 
-# A method whose name holds one of these words is what TASK2VEC is compared with, not TASK2VEC.
-_BASELINES = ("oracle", "chance", "random", "generic", "imagenet", "static", "domain", "nearest")
-
-_TIE = 5e-4  # relative increases nearer than this look the same at the one decimal shown
-_PACKED = 20_000  # arrays above this size are sent as 16-bit steps between their extremes, not as decimal text
-_SHARED = 32  # lists of strings from this length on are sent once
+_SCRIPTS = ("base", "state", "plot", "matrix", "matrices", "figures", "explore", "task", "start")
+"""Parts of the page's script, ``templates/NAME.js``, in the order in which they are joined into one."""
 
 
 def render_report(data: ReportData, arrangement: Arrangement | None = None) -> str:
@@ -49,126 +43,46 @@ def render_report(data: ReportData, arrangement: Arrangement | None = None) -> s
         The whole HTML document. The same data give the same bytes.
     """
     placed = arrangement or (arrange(data) if len(data.tasks) else None)
-    script, plotly = _asset("report.js"), get_plotlyjs()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "signed": _signed, "seconds": _seconds, "points": _points}
-    return environment.from_string(_asset("report.html")).render(
+    environment.filters |= {
+        "percent": words.percent,
+        "signed": words.signed,
+        "seconds": words.seconds,
+        "points": words.points,
+        "number": words.plain_number,
+        "safe_link": words.safe_link,
+    }
+    script = page_script()
+    return environment.get_template("report.html").render(
         data=data,
         style=Markup(_asset("report.css")),
         script=Markup(script),
-        plotly=Markup(plotly),
-        policy=_policy(script, plotly),
-        figures=Markup(_script_json(page_figures(data, placed), placed.groups if placed else ())),
+        policy=_policy(script),
+        blocks={name: Markup(text) for name, text in page_blocks(data, placed).items()},
         groups=placed.groups if placed else (),
+        sources=_counted(data.tasks["source"]),
         headline=headline(data.selection, len(data.tasks)),
         tiles=_tiles(data),
-        readings=_readings(data.selection),
+        metas=selection_blocks(data.selection, data.pairs),
         tasks=[row._asdict() for row in data.tasks.itertuples(index=False)],
         correlations=_correlations(data),
         unevaluated=int(np.isnan(data.errors).sum()),
-        scored=int((oracle_cells(data) >= 0).sum()),
+        scored=int((oracle_cells(data) >= 0).sum()) if len(data.experts) else 0,
         slowest=max((stage.seconds for stage in data.stages), default=0.0) or 1.0,
+        failures=_by_cause(data.failures),
         rejected=_by_reason(data.rejected_images),
     )
 
 
-def headline(selection: pd.DataFrame, n_tasks: int) -> str:
-    """The answer in a sentence or two, whichever way it goes.
-
-    Args:
-        selection: as in `ReportData`; the first reading is judged.
-        n_tasks: tasks embedded, for when there is nothing to judge.
-    """
-    first = _readings(selection)[0][1] if len(selection) else []
-    judged = [row for row in first if np.isfinite(row["relative_increase"])]
-    ours = [row for row in judged if not any(word in row["method"].lower() for word in _BASELINES)]
-    generic = next((row for row in judged if "generic" in row["method"].lower()), None)
-    if not ours:
-        return f"{n_tasks:,} {_plural('task', n_tasks)} embedded; no selection of experts was judged."
-    best = min(ours, key=lambda row: row["relative_increase"])
-    count = int(best["n_tasks"])
-    text = (
-        f"For {count:,} {_plural('task', count)}, {best['method']} picks an expert whose error is on average "
-        f"{_above(best)} the best expert’s"
-    )
-    if generic is None:
-        return f"{text}."
-    gain = generic["relative_increase"] - best["relative_increase"]
-    if abs(gain) < _TIE:
-        return f"{text}. The generic expert does as well, so choosing makes no difference here."
-    if gain > 0:
-        text += f"; the generic expert’s is {_above(generic)} it."
-    else:
-        text += f". It loses to the generic expert, whose error is {_above(generic)} it."
-    if best["relative_low"] <= generic["relative_high"] and generic["relative_low"] <= best["relative_high"]:
-        text += " The two intervals overlap."
-    rivals = [row for row in judged if row not in ours and "oracle" not in row["method"].lower()]
-    rival = min(rivals, key=lambda row: row["relative_increase"])
-    if rival is not generic and rival["relative_increase"] < best["relative_increase"] - _TIE:
-        text += f" The baseline “{rival['method']}” does better, at {_above(rival)} it."
-    return text
-
-
-def pack(value: Any, shared: list[list[str]]) -> Any:
-    """Turn a figure into plain JSON values.
-
-    Large arrays become ``{"$packed": ...}`` (of symmetric matrices the upper triangle only), long lists of strings
-    ``{"$shared": k}``; the page's script undoes both. Other floats keep four significant digits.
-
-    Args:
-        value: dicts, lists, arrays, strings and numbers.
-        shared: receives the shared lists.
-    """
-    if isinstance(value, Mapping):
-        return {key: pack(item, shared) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        if value.ndim == 2 and value.size > _PACKED and value.dtype.kind == "f":
-            return _pack_matrix(value)
-        return pack(value.tolist(), shared)
-    if isinstance(value, (list, tuple)):
-        if len(value) >= _SHARED and all(isinstance(item, str) for item in value):
-            if list(value) not in shared:
-                shared.append(list(value))
-            return {"$shared": shared.index(list(value))}
-        return [pack(item, shared) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if np.isfinite(value) else None
-    return value
-
-
-def _pack_matrix(matrix: npt.NDArray[np.floating]) -> dict[str, Any]:
-    """16-bit steps from the smallest to the largest value; 65535 is NaN."""
-    values = np.asarray(matrix, dtype=np.float64)
-    finite = np.isfinite(values)
-    low = float(values[finite].min()) if finite.any() else 0.0
-    step = (float(values[finite].max()) - low) / 65534 if finite.any() else 0.0
-    steps = np.full(values.shape, 65535, dtype="<u2")
-    steps[finite] = np.round((values[finite] - low) / (step or 1.0))
-    triangle = values.shape[0] == values.shape[1] and bool(np.array_equal(steps, steps.T))
-    body = steps[np.triu_indices(len(steps))] if triangle else steps
-    return {
-        "$packed": base64.b64encode(body.tobytes()).decode("ascii"),
-        "shape": list(values.shape),
-        "triangle": triangle,
-        "low": low,
-        "step": step,
-    }
-
-
-def _script_json(figures: dict[str, Spec], groups: tuple[Any, ...]) -> str:
-    """The figures as JSON that no string in it can break out of: ``</script>`` needs a ``<``, and none is left."""
-    shared: list[list[str]] = []
-    document = {
-        "figures": pack(figures, shared),
-        "groups": {group.name: {"colors": group.colors, "index": group.index.tolist()} for group in groups},
-        "shared": shared,
-    }
-    text = json.dumps(document, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 is escaped too
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def page_script() -> str:
+    """The page's script: its parts joined, in a scope of their own."""
+    return "(() => {\n" + "\n".join(_asset(f"{name}.js") for name in _SCRIPTS) + "\n})();"
 
 
 @cache
@@ -177,37 +91,29 @@ def _asset(name: str) -> str:
     return (files("t2v_core") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _policy(*scripts: str) -> str:
-    """A content security policy that runs these scripts and nothing else, and loads nothing."""
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
-    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+def _policy(script: str) -> str:
+    """A content security policy that runs this script and nothing else, and loads nothing."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
-def _readings(selection: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Rows by reading, in the order given; ``best`` is true on the lowest increase that is not the oracle's."""
-    readings: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    numbers = [column for column in SELECTION_COLUMNS if column not in ("reading", "method", "note")]
-    selection = selection.assign(**{column: pd.to_numeric(selection[column]) for column in numbers})
-    for row in selection.itertuples(index=False):
-        readings[str(row.reading)].append(row._asdict() | {"method": str(row.method), "best": False})
-    for rows in readings.values():
-        rivals = [
-            row for row in rows if "oracle" not in row["method"].lower() and np.isfinite(row["relative_increase"])
-        ]
-        for row in rivals:
-            row["best"] = row["relative_increase"] == min(rival["relative_increase"] for rival in rivals)
-    return list(readings.items())
+def _counted(column: pd.Series) -> list[tuple[str, int]]:
+    """Distinct values and how often each comes, the most frequent first."""
+    counts = column.astype(str).value_counts()
+    return sorted(((str(name), int(count)) for name, count in counts.items()), key=lambda item: (-item[1], item[0]))
 
 
 def _tiles(data: ReportData) -> list[tuple[str, str]]:
     """The four numbers under the headline."""
-    sources = data.tasks["source"].nunique()
+    n_tasks, n_experts, sources = len(data.tasks), len(data.experts), data.tasks["source"].nunique()
     return [
-        (f"{len(data.tasks):,}", f"{_plural('task', len(data.tasks))} from {sources} {_plural('source', sources)}"),
-        (f"{len(data.experts):,}", f"{_plural('expert', len(data.experts))} to choose from"),
+        (f"{n_tasks:,}", f"{words.plural('task', n_tasks)} from {sources} {words.plural('source', sources)}"),
+        (f"{n_experts:,}", f"{words.plural('expert', n_experts)} to choose from"),
         (f"{data.embeddings.shape[1]:,}", "numbers in an embedding"),
-        (percent(data.oracle_error), "mean error of the best expert"),
+        (words.percent(data.oracle_error), "mean error of the best expert"),
     ]
 
 
@@ -220,6 +126,28 @@ def _correlations(data: ReportData) -> list[tuple[str, float, int]]:
     ]
 
 
+def _by_cause(failures: tuple[Failure | tuple[str, str, str], ...]) -> list[dict[str, Any]]:
+    """Failures of one stage and reason together, the most frequent first: a thousand cells may share one reason."""
+    found: dict[tuple[str, str], list[Failure]] = defaultdict(list)
+    for item in failures:
+        failure = Failure(*item)
+        found[failure.stage, failure.reason].append(failure)
+    ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    out = []
+    for (stage, reason), items in ranked:
+        spent = [item.seconds for item in items if np.isfinite(item.seconds)]
+        out.append(
+            {
+                "stage": stage,
+                "reason": reason,
+                "count": len(items),
+                "seconds": float(sum(spent)) if spent else float("nan"),
+                "units": [item.unit for item in items],
+            }
+        )
+    return out
+
+
 def _by_reason(rejected: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str, int, list[str]]]:
     """Rejected images as ``(source, reason, count, first ids)``, the most frequent first."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -227,51 +155,3 @@ def _by_reason(rejected: tuple[tuple[str, str, str], ...]) -> list[tuple[str, st
         found[source, reason].append(image_id)
     ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     return [(source, reason, len(ids), ids[:4]) for (source, reason), ids in ranked]
-
-
-def _above(row: Mapping[str, Any]) -> str:
-    """``12.3% [8.1, 17.0] above``, or below."""
-    value = row["relative_increase"]
-    word = "above" if value >= 0 else "below"
-    interval = (
-        "" if not np.isfinite(row["relative_low"]) else f" [{_bounds(row['relative_low'], row['relative_high'])}]"
-    )
-    return f"{percent(abs(value))}{interval if value >= 0 else ''} {word}"
-
-
-def _signed(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A ratio as ``+12.3% [8.1, 17.0]``."""
-    return _interval(value, low, high, "%")
-
-
-def _points(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A difference of errors in percentage points, ``+1.2 [0.8, 1.7]``."""
-    return _interval(value, low, high, "")
-
-
-def _interval(value: float, low: float | None, high: float | None, unit: str) -> str:
-    if not np.isfinite(value):
-        return "–"
-    text = f"{100 * value:+.1f}{unit}".replace("-", "−")
-    if low is None or high is None or not (np.isfinite(low) and np.isfinite(high)):
-        return text
-    return f"{text} [{_bounds(low, high)}]"
-
-
-def _bounds(low: float, high: float) -> str:
-    return f"{100 * low:.1f}, {100 * high:.1f}".replace("-", "−")
-
-
-def _seconds(value: float) -> str:
-    """``95.2`` as ``1 min 35 s``."""
-    if not np.isfinite(value):
-        return "–"
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"

@@ -62,7 +62,7 @@ def _block(store: Store, expert: str, name: str) -> str:
 
 def _expert(store: Store, name: str, digest: str) -> str:
     folder = f"experts/{name}-{fp(name)}"
-    store.replace(f"{folder}/weights.safetensors", _tensors(1.0))
+    store.replace(f"{folder}/weights.safetensors", _tensors(len(name)))
     store.replace(f"{folder}/heads.safetensors", _tensors(2.0))
     store.put_json(f"{folder}/expert.json", {"name": name, "digest": digest})
     return folder
@@ -101,7 +101,9 @@ def fill(store: Store) -> None:
     store.put(report, b"<html>")
 
     for key in GARBAGE:
-        if not key.startswith(("units/", "experts/old")):
+        if key.endswith(".parquet") and not key.startswith("units/"):
+            store.put_table(key, pa.table({"old": [1]}))
+        elif not key.startswith(("units/", "experts/old")):
             store.put(key, _tensors(6.0) if key.endswith(".safetensors") else b"{}")
     _embedding(store, "one", fp("old one"), fp("old digest"))
     _block(store, "old-expert", "old block")

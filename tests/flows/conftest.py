@@ -131,6 +131,12 @@ def settings(shapes: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def mini_settings(shapes_folder: Path) -> dict[str, Any]:
+    """The config of the small pipeline, for stores that several tests share."""
+    return settings(shapes_folder)
+
+
 @pytest.fixture
 def config(tmp_path: Path, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Write the small pipeline's config, with changes at dotted places, and work in a folder of one's own."""

@@ -31,6 +31,7 @@ DEPLOYED = {
     "train-experts/default",
     "transfer/default",
     "evaluate-experts/default",
+    "score-experts/default",
     "fit-model2vec/default",
     "report/default",
     "select-expert/default",
