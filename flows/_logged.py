@@ -18,6 +18,7 @@ from flows._stage import Run
 from flows._tracking import log_run
 from t2v_core.arrange import Arrangement
 from t2v_core.figures_static import static_figures
+from t2v_core.metatasks import EVERYTHING
 from t2v_core.report_data import ReportData
 
 __all__ = ["log_result"]
@@ -54,8 +55,7 @@ def _measures(selection: pd.DataFrame) -> dict[str, float]:
     """The measures of the table as metrics: METHOD/READING/MEASURE, and below meta_task/NAME/ those of a meta-task."""
     out = {}
     for row in selection.itertuples():
-        meta = str(getattr(row, "meta_task", "") or "")
-        stem = f"meta_task/{_slug(meta)}/" if meta and meta != "all" else ""
+        stem = f"meta_task/{_slug(row.meta_task)}/" if row.meta_task != EVERYTHING else ""
         stem += f"{_slug(row.method)}/{_slug(row.reading)}"
         for column in MEASURES:
             out[f"{stem}/{column}"] = float(getattr(row, column))

@@ -23,6 +23,7 @@ from flows.report import ReportParams, report
 from flows.score_experts import score_experts
 from flows.train_experts import train_experts
 from t2v_core.evaluation import LEFT_OUT
+from t2v_core.metatasks import EVERYTHING
 
 __all__ = ["STAGES", "PipelineParams", "pipeline"]
 
@@ -55,7 +56,8 @@ def _summary(params: PipelineParams, stages: list[StageResult]) -> dict[str, Any
             "n_tasks": record["n_tasks"],
             "n_experts": record["n_experts"],
             "floor": run.config.selection.floor,
-            "table": table.to_dict(orient="records"),
+            # A measure that a method has not is null: JSON has no NaN.
+            "table": table.astype(object).where(table.notna(), None).to_dict(orient="records"),
             "conclusions": record["conclusions"],
             "report": run.store.path(where["report"]),
             "prefix": record["prefix"],
@@ -70,7 +72,8 @@ def _summary(params: PipelineParams, stages: list[StageResult]) -> dict[str, Any
 
 def _markdown(summary: dict[str, Any]) -> list[str]:
     """Lines of the summary that the flow run shows."""
-    rows = [r for r in summary["table"] if r["reading"] == LEFT_OUT]
+    left_out = [r for r in summary["table"] if r["reading"] == LEFT_OUT]
+    rows = [r for r in left_out if r["meta_task"] == EVERYTHING]
     lines = [f"# {summary['name']}: {summary['n_tasks']} tasks, {summary['n_experts']} experts", ""]
     lines += ["| selector | relative error increase | interval | absolute difference |", "|---|---|---|---|"]
     lines += [
@@ -81,6 +84,13 @@ def _markdown(summary: dict[str, Any]) -> list[str]:
     ]
     lines += ["", f"Own expert left out; errors below {summary['floor']:g} count as it in ratios.", ""]
     lines += [f"- {sentence}" for sentence in summary["conclusions"]]
+    if apart := [r for r in left_out if r["meta_task"] != EVERYTHING and r["method"] == "MODEL2VEC"]:
+        lines += ["", "| meta-task | MODEL2VEC's relative error increase | interval |", "|---|---|---|"]
+        lines += [
+            f"| {in_table(r['meta_task'])} | {r['relative_increase']:+.1%} "
+            f"| {r['relative_low']:+.1%} to {r['relative_high']:+.1%} |"
+            for r in apart
+        ]
     lines += ["", *markdown_stages([StageResult.model_validate(s) for s in summary["stages"]]), ""]
     page = mlflow_link(summary["mlflow_experiment"], summary["mlflow_run"], summary["mlflow"])
     lines += [
