@@ -37,7 +37,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 # Okabe and Ito's colours, safe for the colour-blind, without black (unreadable on a dark page), then the same hues
-# darkened. The second seven are also drawn with another symbol, so colour never carries a group alone.
+# darkened. Groups take turns in four shapes, so colour never carries a group alone.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 _DEEP = ("#004A75", "#946600", "#00614A", "#8C3F69", "#8A3C00", "#2377A3", "#9C9410")
 PALETTE = (*_HUES, *_DEEP)

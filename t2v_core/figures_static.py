@@ -122,7 +122,7 @@ def static_map(data: ReportData, placed: Arrangement) -> Figure:
             places[:, 1],
             s=26 if len(data.tasks) <= 300 else 9,
             color=group.colors[k],
-            marker="D" if 7 <= k < len(PALETTE) else "o",
+            marker="oD^s"[k % 4],
             edgecolors="white",
             linewidths=0.4,
             label=_printable(label),

@@ -32,6 +32,10 @@ _SCRIPTS = ("base", "state", "plot", "matrix", "matrices", "figures", "explore",
 """Parts of the page's script, ``templates/NAME.js``, in the order in which they are joined into one."""
 
 
+# Circle, diamond, triangle, square: groups take turns, so colour never tells a group alone. As in templates/state.js.
+_DOTS = ("M6 1a5 5 0 1 0 0 10a5 5 0 1 0 0-10z", "M6 .5 11.5 6 6 11.5 .5 6z", "M6 1 11.4 10.6H.6z", "M1.5 1.5h9v9h-9z")
+
+
 def render_report(data: ReportData, arrangement: Arrangement | None = None) -> str:
     """Render the page.
 
@@ -66,6 +70,7 @@ def render_report(data: ReportData, arrangement: Arrangement | None = None) -> s
         policy=_policy(script),
         blocks={name: Markup(text) for name, text in page_blocks(data, placed).items()},
         groups=placed.groups if placed else (),
+        dots=_DOTS,
         sources=_counted(data.tasks["source"]),
         headline=headline(data.selection, len(data.tasks)),
         tiles=_tiles(data),

@@ -45,6 +45,9 @@ const make = (tag, attributes = {}, ...children) => {
   return element;
 };
 
+// A name that may break after its separators, where it is too long for a line.
+const soft = (name) => name.split(/(?<=[/_=+·])/).flatMap((part, k) => (k ? [make("wbr"), part] : [part]));
+
 const whole = (n) => n.toLocaleString("en-US");
 const known = (v) => v !== null && v !== undefined && Number.isFinite(v);
 const percent = (v) => (known(v) ? `${(100 * v).toFixed(1)}%` : "–");

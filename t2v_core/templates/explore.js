@@ -10,8 +10,8 @@ const startExplore = () => {
 
   const row = (i) => make("li", {},
     make("button", { type: "button", "data-task": i, "aria-current": i === state.task ? "true" : null, press: () => chooseTask(i) },
-      make("span", { class: `dot${diamond(i) ? " diamond" : ""}`, "--c": colorOf(i) }),
-      make("span", { class: "name" }, page.ids[i]),
+      dotOf(i),
+      make("span", { class: "name" }, ...soft(page.ids[i])),
       make("small", {}, `${whole(page.counts.n_classes[i])} classes · best ${percent(page.error.oracle[i])}`)));
   const refill = () => {
     const found = shownTasks();

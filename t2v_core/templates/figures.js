@@ -37,7 +37,7 @@ const startMap = () => {
     const size = pointSize();
     const spot = (i) => ({ x: now[2 * i], y: now[2 * i + 1], task: i });
     const dot = (i, radius) => {
-      (diamond(i) ? MARKS.diamond : MARKS.circle)(pen, now[2 * i], now[2 * i + 1], radius);
+      MARKS[SHAPES[shapeOf(i)]](pen, now[2 * i], now[2 * i + 1], radius);
       pen.fillStyle = colorOf(i);
       pen.fill();
       pen.stroke();

@@ -65,6 +65,8 @@ const errorSpec = () => {
       const v = plain ? cells[i * E + e] / most : (difference(i, e) / most + 1) / 2;
       return v === v ? table[Math.max(0, Math.min(255, Math.round(255 * v)))] : empty;
     },
+    rowTitle: `${whole(rows.length)} tasks`,
+    columnTitle: `${whole(E)} experts`,
     rowName: (i) => page.ids[i],
     columnName: (e) => page.experts[e],
     rowColor: colorOf,
@@ -124,6 +126,8 @@ const distanceSpec = () => {
       const v = at(i, j);
       return v === v ? table[Math.round((255 * (v - low)) / (high - low || 1))] : empty;
     },
+    rowTitle: `${whole(tasks.length)} tasks`,
+    columnTitle: "the same tasks",
     rowName: (i) => page.ids[i],
     columnName: (i) => page.ids[i],
     rowColor: colorOf,

@@ -2,6 +2,7 @@
 // `spec()` says what to show: rows and columns (numbers), pixel(r, c) -> packed colour, names, notes, marks, tree.
 const TILT = Math.PI / 3; // of the columns' names
 const NAME = 170; // their length at most, in pixels
+const TITLE = 18; // room for the titles of the axes
 const heatmap = (box, spec) => {
   const scroller = box.querySelector(".scroller");
   const canvas = box.querySelector("canvas");
@@ -25,14 +26,14 @@ const heatmap = (box, spec) => {
     const columnNames = square ? 0 : Math.min(longest(columns, shown.columnName), NAME);
     const most = Math.max(420, Math.min(780, window.innerHeight * 0.86));
     let high = large ? 15 : Math.max(Math.min(most / rows.length, 26), rows.length * 11.5 <= 1150 ? 11.5 : 0);
-    const gutter = (unit) => 12 + (names(rows.length, unit) ? rowNames : 0);
+    const gutter = (unit) => TITLE + 12 + (names(rows.length, unit) ? rowNames : 0);
     // Names of columns lean to the right, past the last column.
     const lean = columnNames * Math.cos(TILT);
     const roomy = (width - gutter(high) - lean) / columns.length;
     let wide = large ? 15 : Math.min(names(columns.length, roomy) ? roomy : (width - gutter(high) - 2) / columns.length, square ? 26 : 80);
     if (square && !large) high = wide = Math.min(wide, Math.max(high, most / rows.length));
     const left = gutter(high);
-    const top = shown.tree && !large ? 76 : !square && names(columns.length, wide) ? columnNames * Math.sin(TILT) + 14 : square ? 12 : 6;
+    const top = TITLE + (shown.tree && !large ? 76 : !square && names(columns.length, wide) ? columnNames * Math.sin(TILT) + 14 : square ? 12 : 4);
     const full = { width: left + wide * columns.length + (names(columns.length, wide) ? lean : 0) + 1, height: top + high * rows.length + 1 };
     grid = { large, high, wide, left, top, full, width, height: Math.min(full.height, large ? most + 60 : full.height) };
     scroller.style.height = `${grid.height + (large && full.width > width ? 14 : 0)}px`;
@@ -100,23 +101,23 @@ const heatmap = (box, spec) => {
     pen.textAlign = "right";
     pen.font = "11px system-ui, sans-serif";
     pen.save();
-    pen.beginPath(); pen.rect(0, top, left, height - top); pen.clip();
+    pen.beginPath(); pen.rect(TITLE, top, left - TITLE, height - top); pen.clip();
     for (let r = firstR; r < lastR; r++) {
       pen.fillStyle = rowColor(rows[r]);
       pen.fillRect(left - 9, y(r), 6, Math.max(high - (high > 4 ? 1 : 0), 0.5));
       if (!labelled) continue;
       pen.fillStyle = rows[r] === state.task ? colors.accent : colors.muted;
-      pen.fillText(fit(pen, rowName(rows[r]), left - 16), left - 13, y(r) + high / 2);
+      pen.fillText(fit(pen, rowName(rows[r]), left - TITLE - 14), left - 13, y(r) + high / 2);
     }
     pen.restore();
     pen.save();
-    pen.beginPath(); pen.rect(left, 0, width - left, top); pen.clip();
+    pen.beginPath(); pen.rect(left, TITLE, width - left, top - TITLE); pen.clip();
     if (shown.square) {
       for (let c = firstC; c < lastC; c++) {
         pen.fillStyle = rowColor(columns[c]);
         pen.fillRect(x(c), top - 9, Math.max(wide - (wide > 4 ? 1 : 0), 0.5), 6);
       }
-      if (tree && !grid.large) drawTree(pen, tree, (at) => x(at + 0.5), 2, top - 12, colors.muted);
+      if (tree && !grid.large) drawTree(pen, tree, (at) => x(at + 0.5), TITLE + 2, top - 12, colors.muted);
     } else if (wide >= 11) {
       pen.textAlign = "left";
       for (let c = firstC; c < lastC; c++) {
@@ -129,6 +130,13 @@ const heatmap = (box, spec) => {
       }
     }
     pen.restore();
+    pen.fillStyle = colors.muted;
+    pen.font = "12px system-ui, sans-serif";
+    pen.textAlign = "left";
+    pen.fillText(`${shown.columnTitle} →`, left, TITLE / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.textAlign = "right";
+    pen.fillText(`← ${shown.rowTitle}`, -top, TITLE / 2);
   };
 
   const update = () => {

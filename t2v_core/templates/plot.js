@@ -49,6 +49,7 @@ const MARKS = {
   circle: (pen, x, y, r) => { pen.beginPath(); pen.arc(x, y, r, 0, 7); },
   diamond: (pen, x, y, r) => { pen.beginPath(); pen.moveTo(x, y - 1.25 * r); pen.lineTo(x + 1.25 * r, y); pen.lineTo(x, y + 1.25 * r); pen.lineTo(x - 1.25 * r, y); pen.closePath(); },
   triangle: (pen, x, y, r) => { pen.beginPath(); pen.moveTo(x, y - 1.2 * r); pen.lineTo(x + 1.1 * r, y + 0.8 * r); pen.lineTo(x - 1.1 * r, y + 0.8 * r); pen.closePath(); },
+  square: (pen, x, y, r) => { pen.beginPath(); pen.rect(x - 0.9 * r, y - 0.9 * r, 1.8 * r, 1.8 * r); },
 };
 const cross = (pen, x, y, r) => { pen.beginPath(); pen.moveTo(x - r, y - r); pen.lineTo(x + r, y + r); pen.moveTo(x + r, y - r); pen.lineTo(x - r, y + r); pen.stroke(); };
 

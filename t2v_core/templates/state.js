@@ -50,9 +50,19 @@ const colorOf = (i) => {
   const { colors, index } = page.groups[state.grouping];
   return colors[index[i]];
 };
-const diamond = (i) => {
-  const k = page.groups[state.grouping].index[i];
-  return k >= 7 && k < 14;
+// Groups take turns in shape, so that colour never tells a group alone; t2v_core.report has the same paths.
+const SHAPES = ["circle", "diamond", "triangle", "square"];
+const DOTS = ["M6 1a5 5 0 1 0 0 10a5 5 0 1 0 0-10z", "M6 .5 11.5 6 6 11.5 .5 6z", "M6 1 11.4 10.6H.6z", "M1.5 1.5h9v9h-9z"];
+const shapeOf = (i) => page.groups[state.grouping].index[i] % SHAPES.length;
+const dotOf = (i) => {
+  const [svg, path] = ["svg", "path"].map((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  svg.setAttribute("class", "dot");
+  svg.setAttribute("viewBox", "0 0 12 12");
+  svg.setAttribute("aria-hidden", "true");
+  svg.style.setProperty("--c", colorOf(i));
+  path.setAttribute("d", DOTS[shapeOf(i)]);
+  svg.append(path);
+  return svg;
 };
 
 const chooseTask = (task, { scroll = false } = {}) => {

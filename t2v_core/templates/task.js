@@ -50,7 +50,7 @@ const expertRows = (i, wide) => {
     const tags = [e === page.best[i] && "best", e === chosen && "chosen", e === 0 && name !== "generic" && "generic", owns().has(i * E + e) && "trained on this task"].filter(Boolean);
     rows.push(make("tr", { class: e === chosen ? "mine" : null },
       make("td", {}, String(place + 1)),
-      make("th", { scope: "row" }, name, ...tags.map((tag) => make("span", { class: "tag plain" }, tag))),
+      make("th", { scope: "row" }, ...soft(name), ...tags.map((tag) => make("span", { class: "tag plain" }, tag))),
       make("td", {}, percent(error)),
       make("td", {}, e === 0 ? "" : points(difference(i, e)))));
   });
@@ -73,9 +73,9 @@ const neighbour = ({ task, distance }) => {
   const found = strip(task, 28, 2);
   return make("li", {},
     make("button", { type: "button", press: () => chooseTask(task) },
-      make("span", { class: `dot${diamond(task) ? " diamond" : ""}`, "--c": colorOf(task) }),
+      dotOf(task),
       ...(found ? found.groups.map((group) => piece(found, group)) : []),
-      make("span", { class: "name" }, page.ids[task]),
+      make("span", { class: "name" }, ...soft(page.ids[task])),
       make("small", {}, short(distance))));
 };
 const neighbours = (i) => {
@@ -92,7 +92,7 @@ const startTask = () => {
     const i = state.task;
     const lineage = value(page.lineage, i);
     card.replaceChildren(
-      make("h3", {}, page.ids[i]),
+      make("h3", {}, ...soft(page.ids[i])),
       make("p", { class: "quiet" }, `${value(page.source, i)} · ${value(page.domain, i)} · ${value(page.kind, i)}${lineage ? ` · ${lineage}` : ""}`),
       make("p", { class: "quiet" }, `${whole(page.counts.n_classes[i])} classes, ${whole(page.counts.n_train[i])} train and ${whole(page.counts.n_test[i])} test images, norm ${short(page.norm[i])}`),
       ...[pictures(i)].filter(Boolean),
@@ -100,7 +100,10 @@ const startTask = () => {
       ...(E ? [make("h4", {}, "Experts on this task"), ...experts(i).filter(Boolean)] : []),
       make("h4", {}, `Nearest tasks by ${state.kind} embedding`), ...neighbours(i).filter(Boolean));
   };
-  follow((names) => { if (["task", "kind", "grouping"].some((name) => names.has(name))) fill(); });
+  follow((names) => {
+    if (["task", "kind", "grouping"].some((name) => names.has(name))) fill();
+    if (names.has("task")) $("told").textContent = `Task ${page.ids[state.task]} is shown.`;
+  });
   // The first task to show: the one of the address, else the one where choosing gains most.
   const gain = (i) => (known(page.error.generic[i]) && known(page.error.selected[i]) ? page.error.generic[i] - page.error.selected[i] : -1);
   const first = taskOfAddress();

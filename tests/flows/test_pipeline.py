@@ -85,6 +85,12 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str], 
     page = store.read(first["keys"][0]).decode()
     for said in ("truncated.png", "bomb.png", "zero.png", "one class only", "left out"):
         assert said in page
+    # It names its MLflow run and what the work cost, and has images of every task.
+    assert f"{first['mlflow_run']} in " in page
+    assert "a head of the error matrix" in page
+    images = json.loads(re.search(r'id="t2v-images">(.*?)</script>', page)[1])
+    assert sorted(images) == [str(i) for i in range(6)]
+    assert all(set(image["names"]) for image in images.values())
     sources = store.read_json("latest/mini/sources.json")
     record = store.read_json(f"{sources['sources']['shapes']}/source.json")
     rejects = store.read_table(f"{sources['sources']['shapes']}/rejects.parquet").to_pylist()
