@@ -21,8 +21,8 @@ from t2v_core.arrange import Arrangement, arrange
 from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
-from t2v_core.metatasks import EVERYTHING
 from t2v_core.figures_static import static_figures
+from t2v_core.metatasks import EVERYTHING
 from t2v_core.report import render_report
 from t2v_core.report_data import ReportData, StageLine
 
