@@ -24,13 +24,15 @@ from flows._data import Extractor, annotations, load_extractor, load_images, rea
 from flows._features import make_features, read_features
 from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
 from flows._store import Store
-from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, Model2VecSpec, TrainingSpec
+from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, MetaTaskRule, Model2VecSpec, TrainingSpec
 from t2v_core.embedding import embed_features
 from t2v_core.errors import WeightsError
+from t2v_core.evaluation import judged_rows
 from t2v_core.experts import ExpertSpec
 from t2v_core.finetune import State, TrainedExpert, TrainingData, even_sample, train_expert, transfer_run
 from t2v_core.library import TaskSpec, resolve_task
 from t2v_core.matrix import ErrorMatrix, expert_vectors
+from t2v_core.metatasks import candidates_of, concept_groups, make_meta_tasks, own_domain
 from t2v_core.model2vec import fit_model2vec, leave_one_task_out
 from t2v_core.probes import Probe, load_probe
 from t2v_core.records import EmbeddingTable, embedding_row
@@ -233,7 +235,7 @@ def compact_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """MODEL2VEC: fitted on all tasks, or leaving one task out in turn (with or without its own experts)."""
+    """MODEL2VEC: fitted on all tasks, or leaving one out in turn; of a meta-task and a reading of it."""
     store, key = Store(store_url), payload["key"]
     if store.exists(key):
         return _answer(key, False)
@@ -243,13 +245,34 @@ def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     cells = read_cells(store, payload["blocks"])
     matrix = ErrorMatrix.of(cells, table.task_ids, trained_on, payload["metric"])
     base = expert_vectors(table.vectors, table.task_ids, trained_on)
-    keep = matrix.judged()
-    candidates = np.isfinite(matrix.errors) & ~(matrix.own if payload["leave_own_out"] else False)
-    args = (table.vectors[keep].astype(np.float64), matrix.errors[keep], base, table.trivial.astype(np.float64), spec)
     if payload["what"] == "distances":
-        out = {"distances": leave_one_task_out(*args, candidates=candidates[keep])}
+        rules = [MetaTaskRule.model_validate(r) for r in payload["rules"]]
+        [meta] = make_meta_tasks(rules, matrix.experts, matrix.task_ids, everything=not rules)
+        rows = judged_rows(matrix, meta)
+        cells = np.ix_(rows, meta.columns)
+        known, same = np.isfinite(matrix.errors[cells]), own_domain(matrix.task_ids, trained_on)[cells]
+        distances = leave_one_task_out(
+            table.vectors[rows].astype(np.float64),
+            matrix.errors[cells],
+            base[meta.columns],
+            table.trivial.astype(np.float64),
+            spec,
+            candidates=candidates_of(payload["reading"], known, matrix.own[cells], same),
+            groups=concept_groups(matrix.task_ids)[rows],
+        )
+        out = {"distances": distances}
     else:
-        model = fit_model2vec(*args, candidates=candidates[keep])
+        keep = matrix.judged()
+        model = fit_model2vec(
+            table.vectors[keep].astype(np.float64),
+            matrix.errors[keep],
+            base,
+            table.trivial.astype(np.float64),
+            spec,
+            candidates=np.isfinite(matrix.errors[keep]),
+        )
         out = {"vectors": model.vectors, "base": base, "scalars": np.array([model.gamma, model.alpha, model.l2])}
+        if model.base is not None:
+            out["first_order_base"] = model.base
     wrote = store.put(key, save({k: np.ascontiguousarray(v) for k, v in out.items()}))
     return _answer(key, wrote, f"MODEL2VEC {payload['what']} in {time.perf_counter() - began:.1f} s")

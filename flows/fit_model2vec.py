@@ -12,11 +12,22 @@ from safetensors.numpy import load
 from flows._results import Results, build_selector
 from flows._stage import StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import fit_unit
-from t2v_core.evaluation import ALL, LEFT_OUT, evaluate_selectors
+from t2v_core.evaluation import evaluate_selectors
+from t2v_core.fingerprints import readable
+from t2v_core.metatasks import EVERYTHING, READINGS
 
 __all__ = ["fit_model2vec"]
 
-FILES = {LEFT_OUT: "distances-own-left-out", ALL: "distances-all-candidates"}
+
+def _distances(results: Results) -> dict[str, tuple[str, str]]:
+    """Label of a unit to the meta-task and the reading that it makes MODEL2VEC's distances of."""
+    names = [EVERYTHING, *(rule.name for rule in results.run.config.selection.meta_tasks)]
+    found = {}
+    for i, name in enumerate(names):
+        for reading in READINGS:
+            part = f"-of-{i}-{readable(name)}" if i else ""
+            found[f"distances{part}-{reading.replace(' ', '-')}"] = name, reading
+    return found
 
 
 def _units(results: Results) -> list[Unit]:
@@ -28,12 +39,14 @@ def _units(results: Results) -> list[Unit]:
         "metric": config.selection.metric,
         "model2vec": config.model2vec.model_dump(mode="json"),
     }
-    parts = [(FILES[LEFT_OUT], "distances", True), (FILES[ALL], "distances", False), ("model2vec", "model", False)]
     units = []
-    for label, what, leave_own_out in parts:
+    for label, (name, reading) in _distances(results).items():
         key = f"{prefix}/{label}.safetensors"
-        units.append(Unit(label, key, {**common, "key": key, "what": what, "leave_own_out": leave_own_out}))
-    return units
+        rules = [r.model_dump(mode="json") for r in config.selection.meta_tasks if r.name == name]
+        part = {"key": key, "what": "distances", "reading": reading, "rules": rules}
+        units.append(Unit(label, key, {**common, **part}))
+    key = f"{prefix}/model2vec.safetensors"
+    return [*units, Unit("model2vec", key, {**common, "key": key, "what": "model"})]
 
 
 @flow(name="fit-model2vec", flow_run_name="fit-model2vec[{params.config}]", task_runner=threads(), persist_result=False)
@@ -50,11 +63,11 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 results.matrix,
                 results.table,
                 results.trained_on,
-                {reading: np.asarray(load(read[label])["distances"]) for reading, label in FILES.items()},
+                {what: np.asarray(load(read[label])["distances"]) for label, what in _distances(results).items()},
                 run.config.selection,
-                alpha=run.config.model2vec.alpha,
+                settings=run.config.model2vec,
             )
-            for name, frame in (("table", compared.table), ("choices", compared.choices)):
+            for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):
                 table = pa.Table.from_pandas(frame, preserve_index=False)
                 run.store.replace(f"{results.prefix}/{name}.parquet", run.store.table_bytes(table))
             selector = build_selector(results, read["model2vec"])

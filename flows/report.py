@@ -22,6 +22,7 @@ from t2v_core.config import EmbeddingSpec
 from t2v_core.distances import distance_matrix
 from t2v_core.evaluation import LEFT_OUT
 from t2v_core.figures_static import static_figures
+from t2v_core.metatasks import EVERYTHING
 from t2v_core.report import render_report
 from t2v_core.report_data import ReportData, StageLine
 
@@ -107,7 +108,9 @@ def _estimator(spec: EmbeddingSpec) -> str:
 
 def _data(run: Run, results: Results, record: dict[str, Any], stages: list[StageResult]) -> ReportData:
     selection = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
+    selection = selection[selection["meta_task"] == EVERYTHING]
     choices = run.store.read_table(f"{record['prefix']}/choices.parquet").to_pandas()
+    choices = choices[choices["meta_task"] == EVERYTHING]
     table, matrix, config = results.table, results.matrix, run.config
     cells = results.cells.to_pandas()
     failures = [(s.stage, unit, reason) for s in stages for unit, reason in s.failures]

@@ -368,6 +368,7 @@ class MetaTaskRule(FrozenModel):
     experts: list[str] = Field(min_length=1, description="Names of experts or glob patterns.")
     n_tasks: int | None = Field(None, ge=1, description="So many of the tasks, a sample by their names; empty: all.")
     n_experts: int | None = Field(None, ge=1, description="So many of the experts, likewise; empty: all.")
+    seed: int = Field(0, description="Seed of both samples.")
 
 
 class EvaluationSpec(FrozenModel):
@@ -395,12 +396,30 @@ class Model2VecSpec(FrozenModel):
         "soft", description="hard: the best expert (ties share); soft: softmax of -sharpness x standardised error."
     )
     sharpness: float = Field(2.0, gt=0, description="soft labels: weight of the standardised error.")
+    known: bool = Field(True, description="Whether the experts' tasks are known; if not, F_i = 0 for all (Sect. 3.4).")
     l2: tuple[float, ...] = Field(
         (1e-3, 1e-2, 1e-1, 1.0, 10.0),
         min_length=1,
         description="Penalties on the model bias to choose from by cross-validation.",
     )
+    rule: Literal["lowest", "one_se"] = Field(
+        "lowest",
+        description="Which penalty: of the lowest cross entropy, or the strongest one within a standard error of it.",
+    )
     folds: int = Field(5, ge=2, description="Folds of the inner cross-validation over tasks.")
+    exact_tasks: int = Field(
+        128,
+        ge=0,
+        description="Up to so many tasks every fit is exact, and tasks are left out one by one; above, the bias lies "
+        "in a basis of `rank` directions, and tasks are left out in folds. See docs/selection.md.",
+    )
+    rank: int = Field(128, ge=1, description="Directions of the bias where there are more tasks than `exact_tasks`.")
+    l2_many: tuple[float, ...] = Field(
+        (3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        min_length=1,
+        description="Penalties to choose from where there are more tasks than `exact_tasks`: many tasks want less.",
+    )
+    left_out_folds: int = Field(10, ge=2, description="Folds in which tasks are left out where they are many.")
     seed: int = Field(0, description="Seed of the folds.")
 
 
@@ -409,7 +428,16 @@ class SelectionSpec(FrozenModel):
 
     metric: Literal["error", "balanced_error"] = Field("balanced_error", description="Which error of a cell counts.")
     floor: float = Field(0.01, gt=0, description="Errors below this count as this in ratios to the oracle.")
-    n_bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples over tasks.")
+    meta_tasks: list[MetaTaskRule] = Field(
+        default_factory=list, description="Parts of the error matrix that are judged too, beside the whole of it."
+    )
+    selectors: list[str] = Field(
+        default_factory=list,
+        description="Selectors to compare, by name; empty: all but the variants of MODEL2VEC, which take long.",
+    )
+    n_bootstrap: int = Field(
+        2000, ge=100, description="Bootstrap resamples, over groups of tasks with one name in several sources."
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Mass of the bootstrap intervals.")
     seed: int = Field(0, description="Seed of the bootstrap.")
 

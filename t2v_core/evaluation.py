@@ -1,39 +1,48 @@
-"""All selectors on all judged tasks, in both readings: Table 1 for any library."""
+"""All selectors on all judged tasks, by meta-task and reading: Table 1 for any library."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from t2v_core.baselines import generic_scores, oracle_scores, static_scores
-from t2v_core.config import SelectionSpec
-from t2v_core.distances import cosine_matrix, symmetric_matrix
+from t2v_core.config import Model2VecSpec, SelectionSpec
 from t2v_core.errors import DataError
 from t2v_core.matrix import ErrorMatrix, expert_vectors
+from t2v_core.metatasks import (
+    ALL,
+    DOMAIN_LEFT_OUT,
+    EVERYTHING,
+    LEFT_OUT,
+    READINGS,
+    MetaTask,
+    candidates_of,
+    concept_groups,
+    make_meta_tasks,
+    own_domain,
+)
 from t2v_core.records import EmbeddingTable
-from t2v_core.selection import compare_selectors, conclusions
+from t2v_core.selection import compare_selectors, conclusions, paired_differences
+from t2v_core.selectors import SELECTORS, Problem
 
-__all__ = ["ALL", "LEFT_OUT", "OURS", "SelectionResult", "evaluate_selectors"]
+__all__ = [
+    "ALL",
+    "DOMAIN_LEFT_OUT",
+    "LEFT_OUT",
+    "OURS",
+    "SelectionResult",
+    "build_problem",
+    "evaluate_problem",
+    "evaluate_selectors",
+    "judged_rows",
+]
 
-LEFT_OUT = "own expert left out"
-"""Reading in which an expert that was trained on the task is no candidate, for the oracle either."""
-ALL = "all candidates"
-"""Reading in which every expert is a candidate."""
 OURS = ("TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC")
-
-NOTES = {
-    "oracle": "the best candidate, found by trying all",
-    "chance": "mean over the candidates",
-    "generic": "never fine-tuned",
-    "static": "lowest mean error on the other tasks",
-    "domain distance": "nearest mean features",
-    "TASK2VEC": "nearest by d_sym to the expert's task",
-    "asymmetric TASK2VEC": "nearest by d_asym",
-    "MODEL2VEC": "learned, leaving the task out",
-}
+YARDSTICKS = ("generic", "static", "asymmetric TASK2VEC")
+CHANCE_NOTE = "mean over the candidates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,90 +50,211 @@ class SelectionResult:
     """What the comparison found."""
 
     table: pd.DataFrame
-    """One row a reading and selector; see `compare_selectors`."""
+    """One row a meta-task, reading and selector; see `compare_selectors`."""
     choices: pd.DataFrame
-    """One row a reading, selector and task: the chosen expert (empty for chance), its error, ratio to the oracle."""
+    """One row a meta-task, reading, selector and task: the chosen expert (empty for chance), its error, its ratio."""
     conclusions: tuple[str, ...]
-    """Paired comparisons in words, first reading."""
+    """Paired comparisons in words: the whole matrix, own experts left out."""
+    pairs: pd.DataFrame
+    """One row a meta-task, reading, selector and yardstick: see `paired_differences`."""
 
 
-def _or_generic(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Where a selector has no opinion of any candidate, it takes the generic expert (column 0)."""
+def _or_generic(scores: np.ndarray, candidates: np.ndarray, generic: int) -> np.ndarray:
+    """Where a selector has no opinion of any candidate, it takes the generic expert."""
     silent = ~(np.isfinite(scores) & candidates).any(1)
-    out = scores.copy()
-    out[silent, 0] = 0.0
+    out = np.array(scores, np.float64)
+    out[silent, generic] = 0.0
     return out
+
+
+def _judgeable(problem: Problem, candidates: np.ndarray) -> np.ndarray:
+    """``[T]`` bool: two candidates with known errors."""
+    return np.asarray((candidates & np.isfinite(problem.errors)).sum(1) >= 2)
+
+
+def judged_rows(matrix: ErrorMatrix, meta: MetaTask) -> np.ndarray:
+    """Rows of a meta-task with two tried experts, not trained on them, of the meta-task's own."""
+    cells = np.ix_(meta.rows, meta.columns)
+    return np.asarray(meta.rows[(np.isfinite(matrix.errors[cells]) & ~matrix.own[cells]).sum(1) >= 2])
+
+
+def evaluate_problem(
+    problem: Problem,
+    same_domain: np.ndarray,
+    spec: SelectionSpec,
+    *,
+    extra: Mapping[str, np.ndarray] | None = None,
+    made: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    names: Sequence[str] | None = None,
+    readings: Sequence[str] = READINGS,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Every selector in every reading.
+
+    Args:
+        problem: its ``candidates`` are ignored; each reading has its own.
+        same_domain: ``[T, E]`` bool, see `own_domain`.
+        spec: floor, bootstrap.
+        extra: scores ``[T, E]`` by name of selectors that look at features, say; lower is better. They see no errors.
+        made: reading to scores of registered selectors that were computed elsewhere.
+        names: selectors to compare; default: those of ``spec``, else all that are not slow. What the problem lacks the
+            data for is left out.
+        readings: which, in the order of the table.
+
+    Returns:
+        Table, per-task values, paired differences to generic, static and asymmetric TASK2VEC; each with ``reading``.
+
+    Raises:
+        DataError: no task has two candidates in a reading.
+        UnknownNameError: no such selector.
+    """
+    wanted = list(names or spec.selectors) or [n for n in SELECTORS if not SELECTORS[n].slow]
+    parts: tuple[list[pd.DataFrame], ...] = ([], [], [])
+    known = np.isfinite(problem.errors)
+    for reading in readings:
+        candidates = candidates_of(reading, known, problem.own, same_domain)
+        keep = _judgeable(problem, candidates)
+        if not keep.any():
+            raise DataError(f"no task has two candidates to choose from: {reading}; nothing can be judged")
+        part = problem.reading(candidates)
+        scores, seconds = {}, {}
+        for name in wanted:
+            began, method = time.perf_counter(), SELECTORS[name]
+            value = (made or {}).get(reading, {}).get(name)
+            value = method.score(part) if value is None else value
+            if value is not None:
+                scores[name], seconds[name] = value, time.perf_counter() - began
+        scores |= {name: np.asarray(value) for name, value in (extra or {}).items()}
+        notes = {name: SELECTORS[name].note for name in scores if name in SELECTORS} | {"chance": CHANCE_NOTE}
+        table, detail = compare_selectors(
+            problem.errors[keep],
+            problem.own[keep],
+            {name: _or_generic(value, candidates, problem.generic)[keep] for name, value in scores.items()},
+            spec,
+            leave_own_out=False,
+            notes=notes,
+            candidates=candidates[keep],
+            groups=problem.groups[keep],
+        )
+        order = {name: i for i, name in enumerate(["oracle", "chance", *scores])}
+        table = table.sort_values("method", key=lambda c, order=order: c.map(order), kind="stable", ignore_index=True)
+        costs = [SELECTORS[m].cost if m in SELECTORS else None for m in table["method"]]
+        table["probe_passes"] = [float("nan") if c is None else float(c.probe_passes) for c in costs]
+        table["experts_tried"] = [
+            float("nan") if c is None else float(len(problem.experts) if c.experts_tried < 0 else c.experts_tried)
+            for c in costs
+        ]
+        table.loc[table["method"] == "chance", ["probe_passes", "experts_tried"]] = 0.0
+        table["score_seconds"] = [seconds.get(m, float("nan")) for m in table["method"]]
+        groups = problem.groups[keep]
+        compared = paired_differences(detail, list(scores), YARDSTICKS, spec, groups)
+        detail["task"] = np.flatnonzero(keep)[detail["task"].to_numpy()]
+        for frame, frames in zip((table, detail, compared), parts, strict=True):
+            frame.insert(0, "reading", reading)
+            frames.append(frame)
+    table, detail, compared = (pd.concat(frames, ignore_index=True) for frames in parts)
+    return table, detail, compared
+
+
+def build_problem(
+    matrix: ErrorMatrix,
+    embeddings: EmbeddingTable,
+    trained_on: Mapping[str, Sequence[str]],
+    model2vec: Model2VecSpec,
+    *,
+    sizes: np.ndarray | None = None,
+    taxonomy: np.ndarray | None = None,
+) -> Problem:
+    """The problem of a whole matrix, all cells candidates.
+
+    Args:
+        matrix: its rows are the embeddings' tasks.
+        embeddings: of the T tasks.
+        trained_on: expert to the tasks it was trained on; ``generic`` first.
+        model2vec: settings; its alpha is that of d_asym too.
+        sizes: ``[E]``, train images of each expert's tasks; default: those that the embeddings name.
+        taxonomy: ``[T, E]``, taxonomic distances, if any.
+    """
+    if sizes is None:
+        images = dict(zip(embeddings.task_ids, embeddings.frame["n_images"], strict=True))
+        named = [[images[t] for t in tasks if t in images] for tasks in trained_on.values()]
+        sizes = np.array([float(sum(n)) if n else np.nan for n in named])
+    return Problem(
+        errors=matrix.errors,
+        candidates=np.isfinite(matrix.errors),
+        own=matrix.own,
+        tasks=embeddings.vectors,
+        experts=expert_vectors(embeddings.vectors, embeddings.task_ids, trained_on),
+        trivial=embeddings.trivial,
+        groups=concept_groups(matrix.task_ids),
+        domains=embeddings.domains,
+        expert_domains=expert_vectors(embeddings.domains, embeddings.task_ids, trained_on),
+        layers=embeddings.layers,
+        sizes=sizes,
+        taxonomy=taxonomy,
+        model2vec=model2vec,
+    )
 
 
 def evaluate_selectors(
     matrix: ErrorMatrix,
     embeddings: EmbeddingTable,
     trained_on: Mapping[str, Sequence[str]],
-    model2vec: Mapping[str, np.ndarray],
+    model2vec: Mapping[tuple[str, str], np.ndarray],
     spec: SelectionSpec,
     *,
-    alpha: float,
+    settings: Model2VecSpec,
+    extra: Mapping[str, np.ndarray] | None = None,
+    taxonomy: np.ndarray | None = None,
 ) -> SelectionResult:
-    """Compare the selectors of Sect. 4.2 and the baselines.
+    """Compare the selectors of Sect. 4.2, the baselines and the extensions, on each meta-task in three readings.
 
     Args:
         matrix: error matrix; its rows are the embeddings' tasks.
         embeddings: of the T tasks.
         trained_on: expert to the tasks it was trained on; ``generic`` first.
-        model2vec: reading to d_asym(m_i -> t) ``[T', E]`` of the judged tasks, each from a model that was fitted
-            without it.
-        spec: floor, bootstrap.
-        alpha: of the asymmetric distance.
+        model2vec: (meta-task, reading) to MODEL2VEC's distances of the meta-task's judged rows and its experts, each
+            from a model that was fitted without the task; what is missing is computed here.
+        spec: floor, bootstrap, meta-tasks, selectors.
+        settings: of MODEL2VEC; its alpha is that of d_asym too.
+        extra: further scores ``[T, E]`` by name, lower is better, rows as the matrix's.
+        taxonomy: ``[T, E]``, taxonomic distances, if any.
 
     Raises:
         DataError: no task can be judged.
     """
-    keep = matrix.judged()
-    if not keep.any():
+    if not matrix.judged().any():
         raise DataError("no task has two experts that were tried on it and not trained on it; nothing can be judged")
-    errors, own = matrix.errors[keep], matrix.own[keep]
-    tasks = embeddings.vectors[keep].astype(np.float64)
-    base = expert_vectors(embeddings.vectors, embeddings.task_ids, trained_on)
-    domains = expert_vectors(embeddings.domains, embeddings.task_ids, trained_on)
-    known: np.ndarray = np.asarray((base > 0).any(axis=1))
-    symmetric = np.full(errors.shape, np.nan)
-    symmetric[:, known] = symmetric_matrix(tasks, base[known])
-    complexity = np.full(len(known), np.nan)
-    complexity[known] = symmetric_matrix(base[known], embeddings.trivial[None].astype(np.float64))[:, 0]
-    domain = np.full(errors.shape, np.nan)
-    domain[:, known] = cosine_matrix(embeddings.domains[keep], domains[known])
-
-    tables, details, words = [], [], []
-    for reading in (LEFT_OUT, ALL):
-        candidates = np.isfinite(errors) & ~(own if reading == LEFT_OUT else False)
-        scores = {
-            "oracle": oracle_scores(errors),
-            "generic": generic_scores(errors),
-            "static": static_scores(errors, own),
-            "domain distance": domain,
-            "TASK2VEC": symmetric,
-            "asymmetric TASK2VEC": symmetric - alpha * complexity,
-            "MODEL2VEC": model2vec[reading],
-        }
-        table, detail = compare_selectors(
-            errors,
-            own,
-            {name: _or_generic(value, candidates) for name, value in scores.items()},
+    whole = build_problem(matrix, embeddings, trained_on, settings, taxonomy=taxonomy)
+    same = own_domain(matrix.task_ids, trained_on)
+    parts: dict[str, list[pd.DataFrame]] = {"table": [], "choices": [], "pairs": []}
+    words: list[str] = []
+    for meta in make_meta_tasks(spec.meta_tasks, matrix.experts, matrix.task_ids):
+        rows = judged_rows(matrix, meta)
+        if not len(rows):
+            raise DataError(f"meta-task {meta.name!r}: no task has two experts that were not trained on it")
+        cells = np.ix_(rows, meta.columns)
+        problem = whole.part(rows, meta.columns)
+        # Where nothing but a task's own domain is left, that reading cannot be judged, and is not shown.
+        known = np.isfinite(problem.errors)
+        shown = [r for r in READINGS if _judgeable(problem, candidates_of(r, known, problem.own, same[cells])).any()]
+        table, choices, pairs = evaluate_problem(
+            problem,
+            same[cells],
             spec,
-            leave_own_out=reading == LEFT_OUT,
-            notes=NOTES,
+            extra={name: np.asarray(value)[cells] for name, value in (extra or {}).items()},
+            made={r: {"MODEL2VEC": model2vec[meta.name, r]} for r in shown if (meta.name, r) in model2vec},
+            readings=shown,
         )
-        order = {name: i for i, name in enumerate(NOTES)}
-        table = table.sort_values("method", key=lambda c: c.map(order), kind="stable", ignore_index=True)
-        table.insert(0, "reading", reading)
-        detail.insert(0, "reading", reading)
-        tables.append(table)
-        details.append(detail)
-        if reading == LEFT_OUT:
-            words = conclusions(detail, [*OURS, "domain distance"], ["generic", "static"], spec)
-    choices = pd.concat(details, ignore_index=True)
-    names = np.array(matrix.task_ids, object)[keep]
-    experts = np.array([*matrix.experts, ""], object)
-    choices["task_id"] = names[choices.pop("task").to_numpy()]
-    choices["expert"] = experts[choices["expert"].to_numpy()]
-    return SelectionResult(pd.concat(tables, ignore_index=True), choices, tuple(words))
+        if meta.name == EVERYTHING:
+            first = choices[choices["reading"] == LEFT_OUT]
+            words = conclusions(
+                first, [*OURS, "domain distance", "task neighbours"], ["generic", "static"], spec, problem.groups
+            )
+        experts = np.array([*np.array(matrix.experts, object)[meta.columns], ""], object)
+        choices["task_id"] = np.array(matrix.task_ids, object)[rows][choices.pop("task").to_numpy()]
+        choices["expert"] = experts[choices["expert"].to_numpy()]
+        for name, frame in (("table", table), ("choices", choices), ("pairs", pairs)):
+            frame.insert(0, "meta_task", meta.name)
+            parts[name].append(frame)
+    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    return SelectionResult(joined["table"], joined["choices"], tuple(words), joined["pairs"])

@@ -12,7 +12,7 @@ from t2v_core.config import MetaTaskRule
 from t2v_core.errors import ConfigError, DataError
 from t2v_core.fingerprints import matching, name_rank
 
-__all__ = ["ErrorMatrix", "expert_vectors", "wanted_cells"]
+__all__ = ["ErrorMatrix", "expert_vectors", "sample_names", "wanted_cells"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ class ErrorMatrix:
         return np.asarray((np.isfinite(self.errors) & ~self.own).sum(1) >= 2)
 
 
-def _sample(names: Sequence[str], patterns: Sequence[str], n: int | None) -> list[str]:
+def sample_names(names: Sequence[str], patterns: Sequence[str], n: int | None, seed: int = 0) -> list[str]:
     """Names that match, in their order; ``n`` of them, which are the same whatever else there is."""
     found = matching(names, patterns)
-    kept = set(sorted(found, key=name_rank)[:n])
+    kept = set(sorted(found, key=lambda name: name_rank(f"{seed}:{name}" if seed else name))[:n])
     return [name for name in found if name in kept]
 
 
@@ -83,8 +83,8 @@ def wanted_cells(
         return dict.fromkeys(experts, tuple(tasks))
     found: dict[str, set[str]] = {expert: set() for expert in experts}
     for rule in rules:
-        its_tasks = _sample(tasks, rule.tasks, rule.n_tasks)
-        its_experts = _sample(experts[1:], rule.experts, rule.n_experts)
+        its_tasks = sample_names(tasks, rule.tasks, rule.n_tasks, rule.seed)
+        its_experts = sample_names(experts[1:], rule.experts, rule.n_experts, rule.seed)
         for what, names, patterns in (("task", its_tasks, rule.tasks), ("expert", its_experts, rule.experts)):
             if not names:
                 raise ConfigError(f"meta-task {rule.name!r}: no {what} matches {', '.join(patterns)}")

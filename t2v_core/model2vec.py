@@ -12,6 +12,10 @@ With P filters and few tasks the problem is solved in its dual. To first order i
 the training tasks: ``delta_i = sum_t a_ti J_ti``. What is left is convex in T unknowns an expert, with the Gram
 matrices ``K_i = J_i J_i'`` computed once; leaving a task out costs a small solve. Predictions use the exact distance
 to m_i.
+
+The dual has T unknowns an expert and T x T numbers of each, too many for hundreds of tasks. There the bias is held in a
+basis of R directions that all experts share (`t2v_core.tangent`), the primal problem in R unknowns an expert is solved,
+and tasks are left out in folds (`t2v_core.many_tasks`).
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ from scipy.optimize import minimize
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import ComputeError, DataError
+from t2v_core.leave_out import folds_of_groups
+from t2v_core.many_tasks import choose_penalty, cross_entropy, fit_folds, fit_many
+from t2v_core.tangent import first_order_distances
 
 __all__ = ["Model2Vec", "fit_model2vec", "leave_one_task_out", "target_distribution"]
 
@@ -43,10 +50,14 @@ class Model2Vec:
     """``[P]``, t0."""
     l2: float
     """The penalty that was chosen."""
+    base: np.ndarray | None = None
+    """``[E, P]``; where it is there, distances are to first order in log(vectors / base): see `t2v_core.many_tasks`."""
 
     def distances(self, tasks: np.ndarray) -> np.ndarray:
         """d_asym(m_i -> t), ``[T, E]``."""
         tasks = np.atleast_2d(tasks)
+        if self.base is not None:
+            return first_order_distances(self.vectors, self.base, tasks, self.trivial, self.alpha)
         complexity = symmetric_matrix(self.vectors, self.trivial[None])[:, 0]
         return np.asarray(symmetric_matrix(tasks, self.vectors) - self.alpha * complexity)
 
@@ -172,27 +183,20 @@ def _solve_dual(
     return coefficients, float(np.exp(found.x[-1]))
 
 
-def _cross_entropy(logits: np.ndarray, target: np.ndarray, candidates: np.ndarray) -> float:
-    p = _softmax(logits, candidates)
-    return float(-(target * np.log(np.maximum(p, 1e-12))).sum(1).mean())
-
-
 def _choose_l2(
     linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec, p: int
 ) -> float:
-    """The penalty with the lowest cross entropy in an inner cross-validation over the training tasks."""
+    """The penalty that an inner cross-validation over the training tasks chooses."""
     folds = np.random.default_rng(spec.seed).permutation(len(rows)) % min(spec.folds, len(rows))
-    scores = []
-    for l2 in spec.l2:
-        total = 0.0
+    losses = np.empty((len(spec.l2), len(rows)))
+    for k, l2 in enumerate(spec.l2):
         for fold in np.unique(folds):
             inside, outside = rows[folds != fold], rows[folds == fold]
             grams = linear.grams[:, inside[:, None], inside]
             a, gamma = _solve_dual(linear.distances[inside], grams, target[inside], candidates[inside], l2, p)
             moved = linear.distances[outside] + np.einsum("est,et->se", linear.grams[:, outside[:, None], inside], a)
-            total += len(outside) * _cross_entropy(-gamma * moved, target[outside], candidates[outside])
-        scores.append(total)
-    return float(spec.l2[int(np.argmin(scores))])
+            losses[k, folds == fold] = cross_entropy(-gamma * moved, target[outside], candidates[outside])
+    return choose_penalty(spec.l2, losses, spec.rule)
 
 
 def _fit_rows(
@@ -212,18 +216,20 @@ def _fit_rows(
 
 
 def _prepare(
-    tasks: np.ndarray, errors: np.ndarray, base: np.ndarray, candidates: np.ndarray | None
+    tasks: np.ndarray, errors: np.ndarray, base: np.ndarray, candidates: np.ndarray | None, spec: Model2VecSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     if tasks.shape[1] != base.shape[1] or errors.shape != (len(tasks), len(base)):
         raise DataError(
             f"got tasks {tasks.shape}, experts {base.shape}, errors {errors.shape}; wanted [T, P], [E, P], [T, E]"
         )
+    allowed = np.isfinite(errors) if candidates is None else candidates & np.isfinite(errors)
+    if not spec.known:
+        return np.tile(tasks.mean(0, dtype=np.float64), (len(base), 1)), allowed
     known = np.isfinite(base).all(1) & (base > 0).any(1)
     if not known.any():
-        raise DataError("no expert has a known task; MODEL2VEC needs at least one F_i")
+        raise DataError("no expert has a known task; MODEL2VEC needs at least one F_i, or `known: false`")
     filled = np.array(base, np.float64)
     filled[~known] = base[known].mean(0)
-    allowed = np.isfinite(errors) if candidates is None else candidates & np.isfinite(errors)
     return filled, allowed
 
 
@@ -250,8 +256,11 @@ def fit_model2vec(
         DataError: shapes do not fit, or a task has no candidate.
     """
     spec = spec or Model2VecSpec()
-    filled, allowed = _prepare(tasks, errors, base, candidates)
+    filled, allowed = _prepare(tasks, errors, base, candidates, spec)
     target = target_distribution(errors, allowed, spec)
+    if len(tasks) > spec.exact_tasks:
+        vectors, gamma, l2 = fit_many(tasks, filled, trivial, target, allowed, spec)
+        return Model2Vec(vectors, gamma, spec.alpha, trivial, l2, filled)
     linear = _linearise(tasks, filled, trivial, spec.alpha)
     return _fit_rows(linear, np.arange(len(tasks)), target, allowed, trivial, spec)
 
@@ -264,19 +273,42 @@ def leave_one_task_out(
     spec: Model2VecSpec | None = None,
     *,
     candidates: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """d_asym(m_i -> t) for every task from a model that was fitted, penalty included, without that task: ``[T, E]``.
 
-    Args and errors as `fit_model2vec`; at least three tasks.
+    Where there are more than ``spec.exact_tasks`` tasks, they are left out in ``spec.left_out_folds`` folds: each
+    distance is by a model that never saw its task, but was fitted on fewer tasks than there are.
+
+    Args:
+        tasks: as all before ``groups``, see `fit_model2vec`. At least three. A task without a known error, a new one,
+            teaches nothing and gets its distances.
+        errors: see there.
+        base: see there.
+        trivial: see there.
+        spec: see there.
+        candidates: see there.
+        groups: ``[T]``; a task is left out together with all tasks of its group. Default: each is its own.
+
+    Raises:
+        DataError: shapes do not fit, or fewer than three tasks or two groups have a candidate.
     """
     spec = spec or Model2VecSpec()
     if len(tasks) < 3:
         raise DataError(f"got {len(tasks)} tasks; leaving one out needs at least three")
-    filled, allowed = _prepare(tasks, errors, base, candidates)
-    target = target_distribution(errors, allowed, spec)
+    group = np.arange(len(tasks)) if groups is None else np.asarray(groups)
+    filled, allowed = _prepare(tasks, errors, base, candidates, spec)
+    teaches = allowed.any(1)
+    if len(np.unique(group[teaches])) < 2:
+        raise DataError("all tasks with a known error are of one group; leaving it out leaves nothing to learn from")
+    target = np.zeros(errors.shape)
+    target[teaches] = target_distribution(errors[teaches], allowed[teaches], spec)
+    if len(tasks) > spec.exact_tasks:
+        folds = folds_of_groups(group, spec.left_out_folds, spec.seed)
+        return fit_folds(tasks, filled, trivial, target, allowed, folds, spec)
     linear = _linearise(tasks, filled, trivial, spec.alpha)
     out = np.empty(errors.shape)
-    for t in range(len(tasks)):
-        rows = np.delete(np.arange(len(tasks)), t)
-        out[t] = _fit_rows(linear, rows, target, allowed, trivial, spec).distances(tasks[t])[0]
+    for g in np.unique(group):
+        rows = np.flatnonzero((group != g) & teaches)
+        out[group == g] = _fit_rows(linear, rows, target, allowed, trivial, spec).distances(tasks[group == g])
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,16 @@ import pandas as pd
 
 from t2v_core.config import SelectionSpec
 from t2v_core.errors import DataError
+from t2v_core.ranking import random_ranks, rank_measures
 
-__all__ = ["RelativeIncrease", "choose", "compare_selectors", "conclusions", "relative_error_increase"]
+__all__ = [
+    "RelativeIncrease",
+    "choose",
+    "compare_selectors",
+    "conclusions",
+    "paired_differences",
+    "relative_error_increase",
+]
 
 CHANCE = "chance"
 
@@ -48,17 +56,16 @@ def _candidate_mask(errors: np.ndarray, own: np.ndarray | None) -> np.ndarray:
     return np.asarray(mask)
 
 
-def _resample(values: np.ndarray, spec: SelectionSpec) -> np.ndarray:
-    """Bootstrap means over axis 0, ``[n_bootstrap, ...]``."""
+def _interval(values: np.ndarray, spec: SelectionSpec, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """Percentiles of bootstrap means ``[T]``; whole groups of tasks are drawn where they are given."""
     rng = np.random.default_rng(spec.seed)
-    n = len(values)
+    _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    size = np.bincount(group).astype(np.float64)
+    total = np.bincount(group, weights=values)
+    n = len(size)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=spec.n_bootstrap)
-    return np.asarray(counts @ values / n)
-
-
-def _interval(values: np.ndarray, spec: SelectionSpec) -> tuple[float, float]:
     tail = 50 * (1 - spec.confidence)
-    low, high = np.percentile(_resample(values, spec), [tail, 100 - tail])
+    low, high = np.percentile((counts @ total) / (counts @ size), [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -124,6 +131,8 @@ def compare_selectors(
     *,
     leave_own_out: bool,
     notes: Mapping[str, str] | None = None,
+    candidates: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every selector on every task.
 
@@ -134,16 +143,23 @@ def compare_selectors(
         spec: floor, bootstrap.
         leave_own_out: whether own experts are no candidates (for the oracle either).
         notes: a remark per selector.
+        candidates: ``[T, E]`` bool, instead of what ``leave_own_out`` says.
+        groups: ``[T]``; bootstrap resamples draw whole groups. Default: tasks.
 
     Returns:
-        The table (one row a selector: relative increase with interval, median, absolute difference with interval,
-        share of tasks where the best was picked), and per-task values (columns: method, task, expert, error, ratio).
+        The table (one row a selector: relative increase with interval, median, absolute difference with interval, share
+        of tasks where the best was picked or is among the first 3 or 5, regret at 3 and 5: how much worse than the
+        oracle the best of the first k is, weighted Kendall tau), and per-task values (columns: method, task, expert,
+        error, ratio).
 
     Raises:
         DataError: a task has no candidate, or a selector has no opinion on a task.
     """
     spec = spec or SelectionSpec()
-    mask = _candidate_mask(errors, own if leave_own_out else None)
+    if candidates is None:
+        mask = _candidate_mask(errors, own if leave_own_out else None)
+    else:
+        mask = _candidate_mask(errors, ~candidates)
     masked = np.where(mask, errors, np.nan)
     oracle = np.nanmin(masked, 1)
     rows = np.arange(len(errors))
@@ -154,6 +170,7 @@ def compare_selectors(
             error = np.nanmean(masked, 1)
             ratio = np.nanmean(np.where(mask, _ratios(masked, oracle[:, None], spec.floor), np.nan), 1)
             top1 = np.nanmean(np.where(mask, masked == oracle[:, None], np.nan), 1)
+            ranked = random_ranks(masked)
         else:
             chosen = choose(scores, mask)
             if (chosen < 0).any():
@@ -161,8 +178,9 @@ def compare_selectors(
             error = errors[rows, chosen]
             ratio = _ratios(error, oracle, spec.floor)
             top1 = (error == oracle).astype(np.float64)
-        low, high = _interval(ratio, spec)
-        absolute_low, absolute_high = _interval(error - oracle, spec)
+            ranked = rank_measures(masked, scores)
+        low, high = _interval(ratio, spec, groups)
+        absolute_low, absolute_high = _interval(error - oracle, spec, groups)
         table.append(
             {
                 "method": name,
@@ -175,6 +193,7 @@ def compare_selectors(
                 "absolute_high": absolute_high,
                 "error": float(error.mean()),
                 "top1": float(top1.mean()),
+                **ranked,
                 "n_tasks": len(errors),
                 "note": (notes or {}).get(name, ""),
             }
@@ -183,25 +202,73 @@ def compare_selectors(
     return pd.DataFrame(table), pd.concat(detail, ignore_index=True)
 
 
-def conclusions(
-    detail: pd.DataFrame, methods: list[str], against: list[str], spec: SelectionSpec | None = None
-) -> list[str]:
-    """In words: each method against each yardstick, by the paired difference of errors over tasks."""
+def paired_differences(
+    detail: pd.DataFrame,
+    methods: Sequence[str],
+    against: Sequence[str],
+    spec: SelectionSpec | None = None,
+    groups: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Each method less each yardstick, task by task.
+
+    Args:
+        detail: of `compare_selectors`, one reading.
+        methods: names; those that are not in ``detail`` are left out.
+        against: yardsticks, likewise.
+        spec: bootstrap.
+        groups: ``[T]`` by the index of a task; resamples draw whole groups.
+
+    Returns:
+        Columns: method, against, difference (mean of errors), low, high, relative (mean difference of ratios to the
+        oracle), relative_low, relative_high, n_tasks, verdict: better, worse, or not told apart, by the interval of
+        the errors.
+    """
     spec = spec or SelectionSpec()
     wide = detail.pivot(index="task", columns="method", values="error")
-    out = []
+    ratio = detail.pivot(index="task", columns="method", values="ratio") if "ratio" in detail else wide * np.nan
+    group = None if groups is None else np.asarray(groups)[wide.index.to_numpy()]
+    rows = []
     for method in methods:
         for yardstick in against:
             if method == yardstick or method not in wide or yardstick not in wide:
                 continue
             difference = (wide[method] - wide[yardstick]).to_numpy()
-            low, high = _interval(difference, spec)
-            numbers = f"{100 * difference.mean():+.1f} points of error [{100 * low:+.1f}, {100 * high:+.1f}]"
-            if high < 0:
-                verdict = "is better than"
-            elif low > 0:
-                verdict = "is worse than"
-            else:
-                verdict = "cannot be told apart from"
-            out.append(f"{method} {verdict} {yardstick}: {numbers}, paired over {len(difference)} tasks.")
-    return out
+            relative = (ratio[method] - ratio[yardstick]).to_numpy()
+            low, high = _interval(difference, spec, group)
+            relative_low, relative_high = _interval(relative, spec, group)
+            rows.append(
+                {
+                    "method": method,
+                    "against": yardstick,
+                    "difference": float(difference.mean()),
+                    "low": low,
+                    "high": high,
+                    "relative": float(relative.mean()),
+                    "relative_low": relative_low,
+                    "relative_high": relative_high,
+                    "n_tasks": len(difference),
+                    "verdict": "better" if high < 0 else "worse" if low > 0 else "not told apart",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+VERDICTS = {"better": "is better than", "worse": "is worse than", "not told apart": "cannot be told apart from"}
+
+
+def conclusions(
+    detail: pd.DataFrame,
+    methods: list[str],
+    against: list[str],
+    spec: SelectionSpec | None = None,
+    groups: np.ndarray | None = None,
+) -> list[str]:
+    """In words: each method against each yardstick, by the paired difference of errors over tasks.
+
+    A difference whose interval holds zero is said to be none that can be told.
+    """
+    return [
+        f"{row.method} {VERDICTS[row.verdict]} {row.against}: {100 * row.difference:+.1f} points of error "
+        f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}], paired over {row.n_tasks} tasks."
+        for row in paired_differences(detail, methods, against, spec, groups).itertuples()
+    ]
