@@ -8,7 +8,7 @@ STAMP = $(VENV)/.installed
 .DEFAULT_GOAL = help
 STACK_ENV ?=
 STACK = $(BIN)/python -m infra.stack
-.PHONY: help install demo rehearsal test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest format clean
+.PHONY: help install demo rehearsal reproduce test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## the main job on real data; a second time it does nothing
 rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes on where it was
 	$(BIN)/t2v fetch emoji stamps fashion-mnist
 	$(BIN)/t2v run examples/rehearsal.yaml
+
+reproduce: $(STAMP)  ## the paper's tables, figures and claims from the rehearsal's compact results
+	$(BIN)/t2v reproduce --library rehearsal
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from flows._choices import chosen_experts
 from flows._data import read_cells
 from flows._keys import EMBEDDINGS, TRANSFER
 from flows._pointers import find_pointer, read_pointer
 from flows._store import Store
 from t2v_core.distances import cosine_matrix, distance_matrix
-from t2v_core.evaluation import LEFT_OUT
 from t2v_core.library import TaskLibrary
 from t2v_core.matrix import ErrorMatrix
 from t2v_core.records import EmbeddingTable
@@ -18,9 +18,6 @@ from t2v_core.reproduce.evidence import Evidence
 from t2v_core.reproduce.profile import Profile
 
 __all__ = ["read_evidence", "transfer_runs"]
-
-SELECTOR = "MODEL2VEC"
-"""By which `t2v transfer` selects a start."""
 
 
 def transfer_runs(store: Store, name: str) -> pd.DataFrame | None:
@@ -34,9 +31,7 @@ def transfer_runs(store: Store, name: str) -> pd.DataFrame | None:
         return None
     runs = store.read_table(TRANSFER).to_pandas()
     runs = runs[runs["unit"].isin(pointer["units"])].reset_index(drop=True)
-    choices = store.read_table(f"{selection['prefix']}/choices.parquet").to_pandas()
-    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == SELECTOR)]
-    picked = dict(zip(mine["task_id"], mine["expert"], strict=True))
+    picked = chosen_experts(store, name)
     trained_on = {e["name"]: set(e["tasks"]) for e in read_pointer(store, name, "experts")["experts"]}
     pairs = list(zip(runs["task_id"], runs["expert"], strict=True))
     return runs.assign(

@@ -95,12 +95,13 @@ class Results:
 def build_selector(results: Results, fitted: bytes) -> Selector:
     """The selector of a fitted MODEL2VEC, with the costs that this run measured."""
     tensors = load(fitted)
+    first = tensors.get("first_order_base")
     gamma, alpha, l2 = (float(v) for v in tensors["scalars"])
     probe, cells = results.run.probe, results.cells.to_pandas()
     made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
     per_image = float((made["features_seconds"] / made["n_images"]).median()) if len(made) else float("nan")
     return Selector(
-        model=Model2Vec(tensors["vectors"], gamma, alpha, results.table.trivial.astype(np.float64), l2),
+        model=Model2Vec(tensors["vectors"], gamma, alpha, results.table.trivial.astype(np.float64), l2, first),
         experts=tuple(results.trained_on),
         base=tensors["base"],
         probe=f"{probe.name}:{probe.digest}",

@@ -285,5 +285,7 @@ def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
             candidates=np.isfinite(matrix.errors[keep]),
         )
         out = {"vectors": model.vectors, "base": base, "scalars": np.array([model.gamma, model.alpha, model.l2])}
+        if model.base is not None:
+            out["first_order_base"] = model.base
     wrote = store.put(key, save({k: np.ascontiguousarray(v) for k, v in out.items()}))
     return _answer(key, wrote, f"MODEL2VEC {payload['what']} in {time.perf_counter() - began:.1f} s")

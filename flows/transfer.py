@@ -8,6 +8,7 @@ import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows._choices import chosen_experts
 from flows._data import Extractor
 from flows._keys import TRANSFER, TRANSFER_UNITS, transfer_key
 from flows._pointers import read_pointer
@@ -18,7 +19,6 @@ from flows.ingest import library_of
 from t2v_core.config import TransferSpec
 from t2v_core.distances import transfer_distance
 from t2v_core.errors import ConfigError
-from t2v_core.evaluation import LEFT_OUT
 from t2v_core.experts import GENERIC
 from t2v_core.fingerprints import matching
 from t2v_core.library import Task
@@ -26,13 +26,6 @@ from t2v_core.library import Task
 __all__ = ["newest_table", "transfer", "transfer_table"]
 
 SELECTED = "selected"
-
-
-def _selected(run: Run) -> dict[str, str]:
-    """Task to the expert that MODEL2VEC picked for it, its own experts left out."""
-    choices = run.store.read_table(f"{run.pointed('selection')['prefix']}/choices.parquet").to_pandas()
-    mine = choices[(choices["reading"] == LEFT_OUT) & (choices["method"] == "MODEL2VEC")]
-    return dict(zip(mine["task_id"], mine["expert"], strict=True))
 
 
 def _pairs(run: Run, spec: TransferSpec, shelf: dict[str, Any], tasks: list[Task]) -> list[tuple[str, Task]]:
@@ -49,7 +42,7 @@ def _pairs(run: Run, spec: TransferSpec, shelf: dict[str, Any], tasks: list[Task
     idle = [p for p in patterns if not matching(shelf, [p])]
     if idle:
         raise ConfigError(f"transfer.starts: no expert matches {', '.join(idle)}; see `t2v experts`")
-    picked = _selected(run) if SELECTED in spec.starts else {}
+    picked = chosen_experts(run.store, run.config.name) if SELECTED in spec.starts else {}
     named = matching(shelf, patterns)
     outside = [e for e in [*named, *picked.values()] if e and shelf[e]["extractor"].get("outside")]
     if outside:

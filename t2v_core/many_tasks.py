@@ -1,7 +1,9 @@
 """MODEL2VEC for hundreds of tasks: the primal problem in a basis of few directions, tasks left out in folds.
 
 The unknowns are R numbers an expert and gamma. The objective is that of the exact solution: cross entropy, the penalty
-``l2/2 mean_p |delta_i|^2``, and a weak prior on gamma. Each penalty starts from the solution of the next stronger one.
+``l2/2 mean_p |delta_i|^2``, and a weak prior on gamma. Many tasks allow a bias that moves filters by factors of ten and
+more, where the distance to first order is not the distance any more. What was fitted is what is used: predictions are
+to first order too. Each penalty starts from the solution of the next stronger one.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import numpy as np
 from scipy.optimize import minimize
 
 from t2v_core.config import Model2VecSpec
-from t2v_core.distances import symmetric_matrix
 from t2v_core.tangent import Tangent, tangent
 
 __all__ = ["choose_penalty", "cross_entropy", "fit_folds", "fit_many", "solve_tangent"]
@@ -164,7 +165,7 @@ def fit_folds(
     folds: np.ndarray,
     spec: Model2VecSpec,
 ) -> np.ndarray:
-    """d_asym(m_i -> t) ``[T, E]`` of each fold's tasks, from a model that was fitted without the fold.
+    """d_asym(m_i -> t), to first order, ``[T, E]`` of each fold's tasks, from a model that was fitted without the fold.
 
     The penalty of a fold is chosen on the next fold, by models that saw neither.
 
@@ -187,9 +188,5 @@ def fit_folds(
             losses = _path(line, np.flatnonzero(train & ~held), np.flatnonzero(held), target, candidates, spec)
             l2 = choose_penalty(spec.l2_many, losses, spec.rule)
         b, _ = _solution(line, np.flatnonzero(train), target, candidates, l2)
-        vectors = line.vectors(b).astype(np.float32)
-        wanted = np.flatnonzero(folds == fold)
-        t0 = np.asarray(trivial, np.float32)[None]
-        complexity = symmetric_matrix(vectors, t0)[:, 0]
-        out[wanted] = symmetric_matrix(np.asarray(tasks[wanted], np.float32), vectors) - spec.alpha * complexity
+        out[folds == fold] = _moved(line, np.flatnonzero(folds == fold), b)
     return out

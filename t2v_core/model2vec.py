@@ -32,6 +32,7 @@ from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import ComputeError, DataError
 from t2v_core.leave_out import folds_of_groups
 from t2v_core.many_tasks import choose_penalty, cross_entropy, fit_folds, fit_many
+from t2v_core.tangent import first_order_distances
 
 __all__ = ["Model2Vec", "fit_model2vec", "leave_one_task_out", "target_distribution"]
 
@@ -49,10 +50,14 @@ class Model2Vec:
     """``[P]``, t0."""
     l2: float
     """The penalty that was chosen."""
+    base: np.ndarray | None = None
+    """``[E, P]``; where it is there, distances are to first order in log(vectors / base): see `t2v_core.many_tasks`."""
 
     def distances(self, tasks: np.ndarray) -> np.ndarray:
         """d_asym(m_i -> t), ``[T, E]``."""
         tasks = np.atleast_2d(tasks)
+        if self.base is not None:
+            return first_order_distances(self.vectors, self.base, tasks, self.trivial, self.alpha)
         complexity = symmetric_matrix(self.vectors, self.trivial[None])[:, 0]
         return np.asarray(symmetric_matrix(tasks, self.vectors) - self.alpha * complexity)
 
@@ -255,7 +260,7 @@ def fit_model2vec(
     target = target_distribution(errors, allowed, spec)
     if len(tasks) > spec.exact_tasks:
         vectors, gamma, l2 = fit_many(tasks, filled, trivial, target, allowed, spec)
-        return Model2Vec(vectors, gamma, spec.alpha, trivial, l2)
+        return Model2Vec(vectors, gamma, spec.alpha, trivial, l2, filled)
     linear = _linearise(tasks, filled, trivial, spec.alpha)
     return _fit_rows(linear, np.arange(len(tasks)), target, allowed, trivial, spec)
 

@@ -66,6 +66,8 @@ class Selector:
             "mean_error": self.mean_error.astype(np.float64),
             "settings": np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8),
         }
+        if self.model.base is not None:
+            tensors["first_order_base"] = self.model.base.astype(np.float32)
         return bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
 
     @classmethod
@@ -84,6 +86,7 @@ class Selector:
                 settings.pop("alpha"),
                 tensors["trivial"].astype(np.float64),
                 settings.pop("l2"),
+                tensors["first_order_base"].astype(np.float64) if "first_order_base" in tensors else None,
             )
             experts = tuple(settings.pop("experts"))
             base = tensors["base"].astype(np.float64)

@@ -24,7 +24,7 @@ import torch
 
 from t2v_core.distances import symmetric_matrix
 
-__all__ = ["Tangent", "distance_gradients", "tangent"]
+__all__ = ["Tangent", "distance_gradients", "first_order_distances", "tangent"]
 
 ROWS = 128
 """Tasks of one block of gradients: 128 rows of 21,008 filters in float32 are 10 MiB."""
@@ -104,9 +104,29 @@ class Tangent:
     """Share of the sampled gradients' squared length that lies in the basis."""
 
     def vectors(self, b: np.ndarray) -> np.ndarray:
-        """m_i of coefficients ``[E, R]``: ``[E, P]``. A log-bias beyond 5 is cut."""
+        """m_i of coefficients ``[E, R]``: ``[E, P]``. A log-bias beyond 30 is cut, for float32 to hold them."""
         delta = b.astype(np.float32) @ self.basis.T
-        return np.asarray(self.base * np.exp(np.clip(delta, -5, 5)))
+        return np.asarray(self.base * np.exp(np.clip(delta, -30, 30)))
+
+
+def first_order_distances(
+    vectors: np.ndarray, base: np.ndarray, tasks: np.ndarray, trivial: np.ndarray, alpha: float
+) -> np.ndarray:
+    """d_asym(m_i -> t) to first order in delta_i = log(m_i / F_i), ``[T, E]``.
+
+    Args:
+        vectors: ``[E, P]``, m_i.
+        base: ``[E, P]``, F_i.
+        tasks: ``[T, P]``.
+        trivial: ``[P]``, t0.
+        alpha: weight of complexity.
+    """
+    out = symmetric_matrix(tasks, base) - alpha * symmetric_matrix(base, trivial[None])[:, 0]
+    for i, (m, f) in enumerate(zip(vectors, base, strict=True)):
+        delta = np.log(np.where(f > 0, m, 1.0) / np.where(f > 0, f, 1.0))
+        own = float(distance_gradients(f, trivial[None])[0] @ delta)
+        out[:, i] += distance_gradients(f, tasks) @ delta - alpha * own
+    return np.asarray(out)
 
 
 def _basis(tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: float, rank: int, seed: int) -> Any:

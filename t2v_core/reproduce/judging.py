@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from t2v_core.config import Model2VecSpec, SelectionSpec
+from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
+from t2v_core.distances import taxonomic_matrix
 from t2v_core.errors import DataError
-from t2v_core.evaluation import ALL, LEFT_OUT, evaluate_selectors
-from t2v_core.matrix import ErrorMatrix, expert_vectors
-from t2v_core.model2vec import leave_one_task_out
+from t2v_core.evaluation import build_problem, evaluate_problem, judged_rows
+from t2v_core.matrix import ErrorMatrix
+from t2v_core.metatasks import LEFT_OUT, READINGS, MetaTask, candidates_of, make_meta_tasks, own_domain
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.bootstrap import mean_interval
 from t2v_core.reproduce.evidence import Evidence
-from t2v_core.reproduce.metatask import ChosenMetaTask, choose_meta_task
+from t2v_core.selection import conclusions
 
-__all__ = ["BY_PROBE", "Judged", "judge_meta_tasks", "judge_probes"]
+__all__ = ["BY_PROBE", "Judged", "expert_taxonomy", "judge_meta_tasks", "judge_probes"]
 
 BY_PROBE = ("chance", "generic", "TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC")
 """What Table 2 compares probes by; the first two are the same for all."""
+COMPARED = ("TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC", "task neighbours", "domain distance")
+"""Selectors that are compared in words with the yardsticks."""
+YARDSTICKS = ("generic", "static", "asymmetric TASK2VEC")
 LARGEST = 10
 
 
@@ -36,23 +40,103 @@ class Judged:
     conclusions: tuple[str, ...]
 
 
-def _model2vec(
-    meta: ChosenMetaTask, table: EmbeddingTable, spec: Model2VecSpec, readings: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """d_asym(m_i -> t) of the judged tasks, leaving each task out, by reading."""
-    keep = meta.matrix.judged()
-    base = expert_vectors(table.vectors, table.task_ids, meta.trained_on)
-    tasks, errors = table.vectors[keep].astype(np.float64), meta.matrix.errors[keep]
-    out = {}
-    for reading in readings:
-        candidates = np.isfinite(errors) & ~(meta.matrix.own[keep] if reading == LEFT_OUT else False)
-        trivial = table.trivial.astype(np.float64)
-        out[reading] = leave_one_task_out(tasks, errors, base, trivial, spec, candidates=candidates)
-    return out
+def expert_taxonomy(evidence: Evidence) -> np.ndarray | None:
+    """Taxonomic distance of each task and the nearest of each expert's, ``[T, E]``; NaN where either has no lineage.
+
+    None where the library has no taxonomy.
+    """
+    if not any(any(places) for places in evidence.class_lineages):
+        return None
+    between = taxonomic_matrix(evidence.class_lineages)
+    place = {t: i for i, t in enumerate(evidence.task_ids)}
+    out = np.full(evidence.errors.shape, np.inf)
+    for e, on in enumerate(evidence.trained_on.values()):
+        for task in on:
+            if task in place:
+                out[:, e] = np.fmin(out[:, e], between[:, place[task]])
+    return np.where(np.isfinite(out), out, np.nan)
 
 
-def judge_meta_tasks(evidence: Evidence, selection: SelectionSpec, model2vec: Model2VecSpec) -> Judged:
+def _judge(
+    evidence: Evidence,
+    rule: MetaTaskRule,
+    table: EmbeddingTable,
+    selection: SelectionSpec,
+    model2vec: Model2VecSpec,
+    *,
+    names: Sequence[str] | None = None,
+    readings: Sequence[str] = READINGS,
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """One meta-task: table, choices with names, and the comparisons in words.
+
+    Args:
+        evidence: the library.
+        rule: the meta-task.
+        table: embeddings of at least its tasks and its experts'.
+        selection: floor, bootstrap.
+        model2vec: settings.
+        names: selectors; default: all.
+        readings: those in which nothing can be judged are left out.
+
+    Raises:
+        DataError: the table lacks a task, or nothing can be judged.
+    """
+    tried = np.isfinite(evidence.errors).any(1)
+    ids = [t for t, known in zip(evidence.task_ids, tried, strict=True) if known]
+    chosen = make_meta_tasks([rule], evidence.experts, ids, everything=False)[0]
+    wanted = {ids[i] for i in chosen.rows}
+    missing = wanted - set(table.task_ids)
+    if missing:
+        raise DataError(
+            f"{len(missing)} tasks of {rule.name!r} were not embedded by this probe, e.g. {sorted(missing)[0]}"
+        )
+    place = {t: i for i, t in enumerate(evidence.task_ids)}
+    rows = np.array([place[t] for t in table.task_ids])
+    taxonomy = expert_taxonomy(evidence)
+    matrix = ErrorMatrix(table.task_ids, evidence.experts, evidence.errors[rows], evidence.own[rows])
+    images = dict(zip(evidence.task_ids, evidence.tasks["n_train"], strict=True))
+    sizes = np.array([sum(images.get(t, 0) for t in on) or np.nan for on in evidence.trained_on.values()], np.float64)
+    whole = build_problem(
+        matrix,
+        table,
+        evidence.trained_on,
+        model2vec,
+        sizes=sizes,
+        taxonomy=None if taxonomy is None else taxonomy[rows],
+    )
+    its = np.array([i for i, t in enumerate(table.task_ids) if t in wanted])
+    judged = judged_rows(matrix, MetaTask(rule.name, its, chosen.columns))
+    if not len(judged):
+        raise DataError(f"meta-task {rule.name!r}: no task has two experts that were tried on it")
+    problem = whole.part(judged, chosen.columns)
+    same = own_domain([table.task_ids[i] for i in judged], evidence.trained_on)[:, chosen.columns]
+    known = np.isfinite(problem.errors)
+    shown = [r for r in readings if (candidates_of(r, known, problem.own, same).sum(1) >= 2).any()]
+    found, choices, _ = evaluate_problem(problem, same, selection, names=names, readings=shown)
+    words = conclusions(
+        choices[choices["reading"] == LEFT_OUT], list(COMPARED), list(YARDSTICKS), selection, problem.groups
+    )
+    experts = np.array([*np.array(evidence.experts, object)[chosen.columns], ""], object)
+    choices["task_id"] = np.array(table.task_ids, object)[judged][choices.pop("task").to_numpy()]
+    choices["expert"] = experts[choices["expert"].to_numpy()]
+    return found, choices, words
+
+
+def judge_meta_tasks(
+    evidence: Evidence,
+    selection: SelectionSpec,
+    model2vec: Model2VecSpec,
+    names: Sequence[str] | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> Judged:
     """Every selector on every meta-task of the profile, in each reading.
+
+    Args:
+        evidence: the library.
+        selection: floor, bootstrap.
+        model2vec: settings.
+        names: selectors; default: all that are registered.
+        told: called with the name of each meta-task.
 
     Raises:
         DataError: the profile names no meta-task.
@@ -61,32 +145,22 @@ def judge_meta_tasks(evidence: Evidence, selection: SelectionSpec, model2vec: Mo
         raise DataError(f"the profile {evidence.profile.name!r} names no meta-task; wanted `meta_tasks`")
     tables, choices, words = [], [], []
     for rule in evidence.profile.meta_tasks:
-        meta = choose_meta_task(evidence, rule)
-        distances = _model2vec(meta, evidence.embeddings, model2vec, (LEFT_OUT, ALL))
-        found = evaluate_selectors(
-            meta.matrix, evidence.embeddings, meta.trained_on, distances, selection, alpha=model2vec.alpha
-        )
-        tables.append(found.table.assign(meta_task=rule.name))
-        choices.append(found.choices.assign(meta_task=rule.name))
-        words += [f"{rule.name}: {sentence}" for sentence in found.conclusions]
+        told(rule.name)
+        table, detail, said = _judge(evidence, rule, evidence.embeddings, selection, model2vec, names=names)
+        tables.append(table.assign(meta_task=rule.name))
+        choices.append(detail.assign(meta_task=rule.name))
+        words += [f"{rule.name}: {sentence}" for sentence in said]
     return Judged(pd.concat(tables, ignore_index=True), pd.concat(choices, ignore_index=True), tuple(words))
 
 
-def _among(meta: ChosenMetaTask, table: EmbeddingTable) -> ErrorMatrix:
-    """The meta-task's cells, in the rows of a probe's embeddings.
-
-    Raises:
-        DataError: the probe did not embed all of its tasks.
-    """
-    place = {t: i for i, t in enumerate(meta.matrix.task_ids)}
-    missing = [meta.matrix.task_ids[i] for i in meta.rows if meta.matrix.task_ids[i] not in set(table.task_ids)]
-    if missing:
-        raise DataError(f"{len(missing)} tasks of {meta.name!r} were not embedded by this probe, e.g. {missing[0]}")
-    rows = np.array([place[t] for t in table.task_ids])
-    return ErrorMatrix(table.task_ids, meta.matrix.experts, meta.matrix.errors[rows], meta.matrix.own[rows])
-
-
-def judge_probes(evidence: Evidence, first: str, selection: SelectionSpec, model2vec: Model2VecSpec) -> pd.DataFrame:
+def judge_probes(
+    evidence: Evidence,
+    first: str,
+    selection: SelectionSpec,
+    model2vec: Model2VecSpec,
+    *,
+    choices: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """Relative error increase by probe on the first meta-task: all tasks, and those with most train images.
 
     Args:
@@ -94,24 +168,20 @@ def judge_probes(evidence: Evidence, first: str, selection: SelectionSpec, model
         first: name of that probe.
         selection: floor, bootstrap.
         model2vec: settings.
+        choices: of `judge_meta_tasks`, where they are made already: the first probe is in them.
 
     Returns:
         Columns probe, tasks, method, relative_increase, low, high, n_tasks. Own experts are left out.
     """
-    if not evidence.profile.meta_tasks:
-        return pd.DataFrame(columns=["probe", "tasks", "method", "relative_increase", "low", "high", "n_tasks"])
-    meta = choose_meta_task(evidence, evidence.profile.meta_tasks[0])
-    probes: Mapping[str, EmbeddingTable] = {first: evidence.embeddings, **evidence.probes}
     size = dict(zip(evidence.task_ids, evidence.tasks["n_train"], strict=True))
     group = dict(zip(evidence.task_ids, evidence.groups, strict=True))
-    rows = []
-    for probe, table in probes.items():
-        placed = ChosenMetaTask(meta.name, meta.rows, meta.trained_on, _among(meta, table))
-        distances = _model2vec(placed, table, model2vec, (LEFT_OUT, ALL))
-        found = evaluate_selectors(
-            placed.matrix, table, meta.trained_on, distances, selection, alpha=model2vec.alpha
-        ).choices
-        own = found[found["reading"] == LEFT_OUT]
+    rule, rows = evidence.profile.meta_tasks[0], []
+    for probe, table in {first: evidence.embeddings, **evidence.probes}.items():
+        if probe == first and choices is not None:
+            own = choices[(choices["meta_task"] == rule.name) & (choices["reading"] == LEFT_OUT)]
+        else:
+            names = ["oracle", *BY_PROBE[1:]]
+            _, own, _ = _judge(evidence, rule, table, selection, model2vec, names=names, readings=[LEFT_OUT])
         largest = sorted(own["task_id"].unique(), key=lambda t: (-size[t], t))[:LARGEST]
         for name, part in (("all tasks", own), (f"{LARGEST} largest", own[own["task_id"].isin(largest)])):
             for method in BY_PROBE:

@@ -69,10 +69,9 @@ def reproduce(
         probe: name of the probe that embedded the tasks.
         told: called with what is being made.
     """
-    told("Table 1")
-    judged: Judged = judge_meta_tasks(evidence, selection, model2vec)
+    judged: Judged = judge_meta_tasks(evidence, selection, model2vec, told=lambda name: told(f"Table 1, {name}"))
     told("Table 2")
-    table_2 = judge_probes(evidence, probe, selection, model2vec)
+    table_2 = judge_probes(evidence, probe, selection, model2vec, choices=judged.choices)
     told("claims")
     agreement = taxonomy_agrees(evidence, selection)
     collapse = attributes_do_not_collapse(evidence, selection)

@@ -17,6 +17,7 @@ from reproduced import PROFILE, evidence, runs, write_compact
 from t2v_core.config import Model2VecSpec, SelectionSpec
 from t2v_core.distances import cosine_matrix
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
+from t2v_core.metatasks import make_meta_tasks
 from t2v_core.reproduce.claims import norm_follows_difficulty, taxonomy_agrees
 from t2v_core.reproduce.compact import from_triangle, read_compact, unit_vectors
 from t2v_core.reproduce.figures.canvas import png, printable
@@ -24,8 +25,7 @@ from t2v_core.reproduce.figures.distances import draw_distances, top_of
 from t2v_core.reproduce.figures.maps import draw_maps
 from t2v_core.reproduce.figures.sizes import draw_sizes
 from t2v_core.reproduce.figures.violins import columns_of, draw_violins
-from t2v_core.reproduce.judging import judge_probes
-from t2v_core.reproduce.metatask import choose_meta_task
+from t2v_core.reproduce.judging import expert_taxonomy, judge_meta_tasks, judge_probes
 from t2v_core.reproduce.page import pages
 from t2v_core.reproduce.paper import TABLE_1, TABLE_2
 from t2v_core.reproduce.profile import PROFILES, load_profile
@@ -94,18 +94,31 @@ def test_table_1_has_the_papers_figures_where_the_paper_has_them(found: Reproduc
     assert np.isnan(with_paper(third, ["x", "y", "z"])["paper"][0])
 
 
-def test_a_meta_task_has_its_cells_and_no_others() -> None:
+def test_a_meta_task_is_a_sample_of_the_tried_tasks_and_has_three_readings() -> None:
     made = evidence()
-    made.errors[3] = np.nan  # was not tried by any expert
-    meta = choose_meta_task(made, PROFILE.meta_tasks[0])
-    assert len(meta.rows) == 12
-    assert 3 not in meta.rows
-    assert next(iter(meta.trained_on)) == "generic"
-    assert len(meta.trained_on) == 7
-    outside = np.setdiff1d(np.arange(len(made.tasks)), meta.rows)
-    assert np.isnan(meta.matrix.errors[outside]).all()
-    columns = [made.experts.index(e) for e in meta.trained_on]
-    assert (meta.matrix.errors[meta.rows] == made.errors[np.ix_(meta.rows, columns)]).all()
+    rule = PROFILE.meta_tasks[0]
+    first = judge_meta_tasks(made, SPEC, QUICK, names=["oracle", "generic", "taxonomic distance"])
+    before = set(first.choices.loc[first.choices["meta_task"] == rule.name, "task_id"])
+    assert len(before) == 12
+    assert set(first.table["reading"]) == {"own expert left out", "all candidates", "own domain left out"}
+    row = made.task_ids.index(min(before))
+    made.errors[row] = np.nan  # was not tried by any expert: another task takes its place
+    after = set(judge_meta_tasks(made, SPEC, QUICK, names=["oracle"]).choices.query("meta_task == 'both'")["task_id"])
+    assert len(after) == 12
+    assert before - after == {made.task_ids[row]}
+
+
+def test_an_experts_taxonomic_distance_is_that_of_its_nearest_task() -> None:
+    made = evidence()
+    found = expert_taxonomy(made)
+    assert found is not None
+    tax = dict(zip(np.flatnonzero(made.taxonomic), range(32), strict=True))
+    for column, on in enumerate(made.trained_on.values()):
+        rows = [made.task_ids.index(t) for t in on]
+        for i in range(len(made.tasks)):
+            known = [made.taxonomy_distances[tax[i], tax[r]] for r in rows if r in tax] if i in tax else []
+            assert found[i, column] == min(known) if known else np.isnan(found[i, column])
+    assert expert_taxonomy(replace(made, class_lineages=tuple(() for _ in made.class_lineages))) is None
 
 
 def test_selectors_order_by_what_the_embedding_knows(found: Reproduction) -> None:
@@ -133,11 +146,10 @@ def test_table_2_is_the_same_for_the_same_embeddings(found: Reproduction) -> Non
 def test_a_probe_that_lacks_a_task_is_refused() -> None:
     made = evidence()
     table = made.embeddings
-    meta = choose_meta_task(made, PROFILE.meta_tasks[0])
-    keep = np.setdiff1d(np.arange(len(made.tasks)), meta.rows[:1])
-    part = replace(
-        table, task_ids=tuple(np.array(table.task_ids, object)[keep]), vectors=table.vectors[keep], domains=table.domains[keep]
-    )  # fmt: skip
+    judged = judge_meta_tasks(made, SPEC, QUICK, names=["oracle"]).choices.query("meta_task == 'both'")["task_id"]
+    keep = np.array([i for i, t in enumerate(table.task_ids) if t != min(judged)])
+    ids = tuple(table.task_ids[i] for i in keep)
+    part = replace(table, task_ids=ids, vectors=table.vectors[keep], domains=table.domains[keep])
     with pytest.raises(DataError, match="1 tasks of 'both' were not embedded by this probe"):
         judge_probes(replace(made, probes={"p1": part}), "p0", SPEC, QUICK)
 
@@ -294,8 +306,9 @@ def test_the_compact_results_that_come_along_can_be_read() -> None:
     assert (read.embeddings.vectors > 0.9 * read.embeddings.trivial).all()  # F + t0 is never below t0
     assert set(read.probes) == {"efficientnet_lite1", "efficientnet_lite2"}
     assert read.taxonomic.sum() == 553
-    meta = choose_meta_task(read, profile.meta_tasks[0])
-    assert (len(meta.rows), len(meta.trained_on)) == (50, 51)
-    needed = {read.task_ids[i] for i in meta.rows} | {t for on in meta.trained_on.values() for t in on}
+    meta = make_meta_tasks(profile.meta_tasks[:1], read.experts, read.task_ids, everything=False)[0]
+    assert (len(meta.rows), len(meta.columns)) == (50, 51)
+    assert np.isfinite(read.errors[np.ix_(meta.rows, meta.columns)]).all()
+    needed = {read.task_ids[i] for i in meta.rows} | {t for e in meta.columns for t in read.trained_on[read.experts[e]]}
     for table in read.probes.values():
         assert needed <= set(table.task_ids)

@@ -11,8 +11,8 @@ from t2v_core.config import Model2VecSpec
 from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import DataError
 from t2v_core.many_tasks import choose_penalty, solve_tangent
-from t2v_core.model2vec import _linearise, fit_model2vec, leave_one_task_out, target_distribution
-from t2v_core.tangent import distance_gradients, tangent
+from t2v_core.model2vec import Model2Vec, _linearise, fit_model2vec, leave_one_task_out, target_distribution
+from t2v_core.tangent import distance_gradients, first_order_distances, tangent
 
 LARGE = Model2VecSpec(l2=(1e-2,), l2_many=(1e-2,), exact_tasks=0, rank=1000)
 
@@ -99,9 +99,28 @@ def test_a_whole_basis_gives_the_exact_solution(labels: str) -> None:
     assert large.gamma == pytest.approx(exact.gamma, rel=2e-2)
 
 
+def test_first_order_distances_are_the_models() -> None:
+    tasks, errors, base, t0 = problem()
+    model = fit_model2vec(tasks, errors, base, t0, LARGE)
+    exact = _linearise(tasks, base, t0, LARGE.alpha)
+    wanted = exact.distances + np.einsum("etp,ep->te", exact.jacobians, np.log(model.vectors / base))
+    assert model.distances(tasks) == pytest.approx(wanted, abs=1e-5)
+    assert (
+        np.abs(model.distances(tasks) - Model2Vec(model.vectors, 1, LARGE.alpha, t0, 1).distances(tasks)).max() > 1e-3
+    )
+    line = tangent(tasks, base, t0, LARGE.alpha, rank=1000)
+    b = np.log(model.vectors / base) @ line.basis
+    assert many_tasks._moved(line, np.arange(12), b) == pytest.approx(wanted, abs=1e-4)
+
+
 def test_folds_of_one_task_are_leaving_one_task_out() -> None:
     tasks, errors, base, t0 = problem()
-    exact = leave_one_task_out(tasks, errors, base, t0, LARGE.model_copy(update={"exact_tasks": 100}))
+    exact = np.empty(errors.shape)
+    for t in range(12):
+        rest = np.delete(np.arange(12), t)
+        few = LARGE.model_copy(update={"exact_tasks": 100})
+        model = fit_model2vec(tasks[rest], errors[rest], base, t0, few)
+        exact[t] = first_order_distances(model.vectors, base, tasks[[t]], t0, 0.15)[0]
     large = leave_one_task_out(tasks, errors, base, t0, LARGE.model_copy(update={"left_out_folds": 12}))
     assert large == pytest.approx(exact, abs=2e-3)
     assert large.std() > 0.02
@@ -127,7 +146,7 @@ def test_a_new_task_is_a_row_without_errors(exact_tasks: int) -> None:
     errors[3] = np.nan
     got = leave_one_task_out(tasks, errors, base, t0, spec)
     rest = np.delete(np.arange(12), 3)
-    model = fit_model2vec(tasks[rest], errors[rest], base, t0, spec.model_copy(update={"exact_tasks": 100}))
+    model = fit_model2vec(tasks[rest], errors[rest], base, t0, spec)
     assert got[3] == pytest.approx(model.distances(tasks[3])[0], abs=2e-3)
 
 

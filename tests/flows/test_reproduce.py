@@ -86,12 +86,13 @@ def add_transfer(store: Store) -> pd.DataFrame:
     store.put_table(TRANSFER, pa.Table.from_pandas(pd.concat([mine, made.assign(unit="u2")]), preserve_index=False))
     ids = mine["task_id"].unique()
     choices = [
-        {"reading": reading, "method": method, "task_id": t, "expert": expert}
+        {"meta_task": meta, "reading": reading, "method": method, "task_id": t, "expert": expert}
         for t in ids
-        for reading, method, expert in (
-            (LEFT_OUT, "MODEL2VEC", "e5"),
-            (LEFT_OUT, "TASK2VEC", "e10"),
-            ("all candidates", "MODEL2VEC", "e0"),
+        for meta, reading, method, expert in (
+            ("all", LEFT_OUT, "MODEL2VEC", "e5"),
+            ("all", LEFT_OUT, "TASK2VEC", "e10"),
+            ("all", "all candidates", "MODEL2VEC", "e0"),
+            ("a part", LEFT_OUT, "MODEL2VEC", "e10"),
         )
     ]
     store.put_table("selections/s/choices.parquet", pa.Table.from_pylist(choices))
