@@ -8,7 +8,7 @@ STAMP = $(VENV)/.installed
 .DEFAULT_GOAL = help
 STACK_ENV ?=
 STACK = $(BIN)/python -m infra.stack
-.PHONY: help install demo rehearsal reproduce test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest format clean
+.PHONY: help install demo rehearsal reproduce test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest bench-selection format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,11 @@ bench-ingest: $(STAMP)  ## packing and reading of 70,000 images; the paper's lib
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python tests/replicas.py runs/replicas
 	$(BIN)/python benchmarks/library.py runs/replicas
+
+bench-selection: $(STAMP)  ## all selectors on the rehearsal's meta-tasks, from stored results; MODEL2VEC at full width
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/selection.py show
+	$(BIN)/python benchmarks/selection.py scale
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

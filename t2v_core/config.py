@@ -436,7 +436,7 @@ class Model2VecSpec(FrozenModel):
         min_length=1,
         description="Penalties to choose from where there are more tasks than `exact_tasks`: many tasks want less.",
     )
-    left_out_folds: int = Field(10, ge=2, description="Folds in which tasks are left out where they are many.")
+    left_out_folds: int = Field(5, ge=2, description="Folds in which tasks are left out where they are many.")
     seed: int = Field(0, description="Seed of the folds.")
 
 

@@ -1,0 +1,229 @@
+"""All selectors on the rehearsal's meta-tasks, from its compact results.
+
+    python benchmarks/selection.py                 score, judge, and write benchmarks/results/selection/
+    python benchmarks/selection.py show            print the tables of docs/selection.md from there
+    python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
+
+Scores are kept in runs/selection, so that the same command goes on where it was stopped. Embeddings are 1,024 of 21,008
+filters and d_sym is between these, but d_sym between tasks and all domain distances are of whole vectors.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from t2v_core.ceiling import split_half, twin_scores
+from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
+from t2v_core.evaluation import evaluate_problem
+from t2v_core.many_tasks import fit_folds
+from t2v_core.metatasks import READINGS, candidates_of, concept_groups, make_meta_tasks, own_domain
+from t2v_core.selection import choose
+from t2v_core.selectors import SELECTORS, Problem
+
+HERE = Path(__file__).parent / "results"
+OUT, KEPT = HERE / "selection", Path("runs/selection")
+RULES = [
+    # As iNat + CUB: one taxonomy in two domains, 25 tasks of each; experts of those sets. The noto tasks were drawn
+    # by name like all samples, so that most are not the openmoji ones over again.
+    MetaTaskRule(
+        name="two sets",
+        tasks=["openmoji/*ategory*", "noto/*ategory*"],
+        experts=["openmoji__*ategory*", "noto__*ategory*"],
+        n_tasks=50,
+        n_experts=50,
+    ),
+    MetaTaskRule(name="mixed", tasks=["*"], experts=["*"], n_tasks=50, n_experts=26),
+]
+SLOW = ["MODEL2VEC, first order", "MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
+"""Judged on the two small meta-tasks; on all tasks each takes as long as MODEL2VEC."""
+
+
+def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
+    """The problem, own-domain mask, test images, names of experts and of tasks."""
+    folder = HERE / "rehearsal"
+    filters = pd.read_parquet(folder / "filters.parquet")
+    names = filters["task_id"].tolist()  # distances are in this order, tasks.parquet is in another
+    tasks = pd.read_parquet(folder / "tasks.parquet").set_index("task_id").loc[names]
+    errors = pd.read_parquet(folder / "balanced_error.parquet").set_index("task_id").loc[names].to_numpy(np.float64)
+    shelf = pd.read_parquet(folder / "experts.parquet")
+    vectors = 10.0 ** np.stack(filters["log10"].to_numpy()).astype(np.float32)
+    upper, n = pd.read_parquet(folder / "distances.parquet"), len(names)
+    between = {}
+    for column in upper:
+        square = np.zeros((n, n))
+        square[np.triu_indices(n, 1)] = upper[column].to_numpy(np.float64)
+        between[column] = square + square.T
+    place = {t: i for i, t in enumerate(names)}
+    on = [[place[t] for t in row if t in place] for row in shelf["tasks"]]
+    images = tasks["n_train"].to_numpy(np.float64)
+    tried = np.isfinite(errors).all(1)
+    kept = [t for t, k in zip(names, tried, strict=True) if k]
+    own = np.array([[place[t] in set(rows) for rows in on] for t in kept])
+    experts = np.stack(
+        [vectors[rows].astype(np.float64).mean(0) if rows else np.zeros(vectors.shape[1]) for rows in on]
+    )
+    # Mean over an expert's tasks of the distance to each: what is kept of domains is distances.
+    domain = np.stack([between["domain"][:, rows].mean(1) if rows else np.full(n, np.nan) for rows in on], 1)
+    problem = Problem(
+        errors=errors[tried],
+        candidates=np.ones((tried.sum(), len(on)), bool),
+        own=own,
+        tasks=vectors[tried],
+        experts=experts,
+        trivial=np.full(vectors.shape[1], vectors.min(), np.float32),
+        groups=concept_groups(kept),
+        sizes=np.array([images[rows].sum() if rows else np.nan for rows in on]),
+        given={
+            "domain": domain[tried],
+            "tasks": between["symmetric"][np.ix_(tried, tried)],
+            "task_domains": between["domain"][np.ix_(tried, tried)],
+        },
+    )
+    trained_on = {e: list(t) for e, t in zip(shelf["expert"], shelf["tasks"], strict=True)}
+    return problem, own_domain(kept, trained_on), tasks["n_test"].to_numpy()[tried], list(trained_on), kept
+
+
+def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Reading to scores by name, kept on disk."""
+    out: dict[str, dict[str, np.ndarray]] = {}
+    known = np.isfinite(problem.errors)
+    for reading in READINGS:
+        part = problem.reading(candidates_of(reading, known, problem.own, same))
+        for name in names:
+            file = KEPT / f"{meta}-{reading}-{name}.npy".replace(" ", "-").replace(",", "")
+            if not file.exists():
+                began = time.perf_counter()
+                value = SELECTORS[name].score(part)
+                if value is None:
+                    continue
+                np.save(file, value)
+                print(f"{meta}, {reading}, {name}: {time.perf_counter() - began:.1f} s", flush=True)
+            out.setdefault(reading, {})[name] = np.load(file)
+    return out
+
+
+def far_neighbours(problem: Problem, sources: np.ndarray) -> np.ndarray:
+    """Task neighbours that read no task of the same source: none that shares its images."""
+    out = np.full(problem.errors.shape, np.nan)
+    for source in np.unique(sources):
+        hidden = replace(problem, errors=np.where((sources == source)[:, None], np.nan, problem.errors))
+        value = SELECTORS["task neighbours"].score(hidden)
+        out[sources == source] = value[sources == source]  # type: ignore[index]
+    return out
+
+
+def judge() -> None:
+    """Score, judge, write."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    whole, same, n_test, experts, tasks = load()
+    spec, frames, ceilings = SelectionSpec(n_bootstrap=2000), [], []
+    for meta in make_meta_tasks(RULES, experts, tasks):
+        cells = np.ix_(meta.rows, meta.columns)
+        problem = whole.part(meta.rows, meta.columns)
+        names = [n for n in SELECTORS if not SELECTORS[n].slow] + (SLOW if len(meta.rows) < 100 else [])
+        made = scores(problem, same[cells], meta.name, names)
+        names = [n for n in names if n in made[READINGS[0]]]
+        table, _, pairs = evaluate_problem(problem, same[cells], spec, made=made, names=names)
+        for frame, kind in ((table, "table"), (pairs, "pairs")):
+            frame.insert(0, "meta_task", meta.name)
+            frames.append((kind, frame))
+        known = np.isfinite(problem.errors)
+        for reading in READINGS:
+            candidates = candidates_of(reading, known, problem.own, same[cells])
+            half = split_half(problem.errors, n_test[meta.rows], candidates)
+            twins = twin_scores(problem.errors, problem.groups)
+            has = np.isfinite(twins).any(1)
+            picked = choose(twins, candidates & ~np.isnan(twins))
+            row = {
+                "meta_task": meta.name, "reading": reading, "split_half": half.picked, "half_oracle": half.oracle,
+                "twin": problem.errors[has, picked[has]].mean() if has.any() else np.nan, "with_twin": int(has.sum()),
+            }  # fmt: skip
+            if len(meta.rows) > 1000:
+                file = KEPT / f"far-{reading}.npy".replace(" ", "-")
+                if not file.exists():
+                    sources = np.array([t.split("/")[0] for t in tasks])
+                    np.save(file, far_neighbours(problem.reading(candidates), sources))
+                chosen = choose(np.load(file), candidates)
+                row["far_neighbours"] = problem.errors[np.arange(len(chosen)), chosen].mean()
+            ceilings.append(row)
+    for kind in ("table", "pairs"):
+        joined = pd.concat([f for k, f in frames if k == kind], ignore_index=True)
+        joined.to_parquet(OUT / f"{kind}.parquet", index=False)
+    pd.DataFrame(ceilings).to_parquet(OUT / "ceilings.parquet", index=False)
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, pandas {pd.__version__}"
+    (OUT / "README.md").write_text(
+        "# Selectors on the rehearsal's meta-tasks\n\n`python benchmarks/selection.py`, from `benchmarks/results/"
+        f"rehearsal/`, {datetime.date.today().isoformat()}, {versions}. `table.parquet`: selectors by meta-task and "
+        "reading; `pairs.parquet`: paired differences; `ceilings.parquet`: what noise allows. "
+        "`python benchmarks/selection.py show` prints them; docs/selection.md says what they mean.\n"
+    )
+
+
+def show() -> None:
+    """Print the tables."""
+    table, pairs = pd.read_parquet(OUT / "table.parquet"), pd.read_parquet(OUT / "pairs.parquet")
+    static = pairs[pairs["against"] == "static"].set_index(["meta_task", "reading", "method"])
+    for (meta, reading), part in table.groupby(["meta_task", "reading"], sort=False):
+        print(f"\n### {meta}, {reading} ({part['n_tasks'].iloc[0]} tasks)\n")
+        print("| selector | error | less static, points | ratio to oracle | median | best of 5 | tau |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        for r in part.itertuples():
+            key, words = (meta, reading, r.method), ""
+            if key in static.index:
+                d = static.loc[key]
+                words = f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
+            print(
+                f"| {r.method} | {r.error:.4f} | {words} | +{100 * r.relative_increase:.0f}% "
+                f"[{100 * r.relative_low:.0f}, {100 * r.relative_high:.0f}] | +{100 * r.median_increase:.0f}% | "
+                f"{100 * r.regret5:.1f} | {r.tau:.2f} |"
+            )
+    print("\n" + pd.read_parquet(OUT / "ceilings.parquet").to_string(index=False))
+
+
+def scale(store: str | None) -> None:
+    """Time MODEL2VEC leaving tasks out, and its approximations, at full width.
+
+    Embeddings of a store where one is given, else log-normal ones.
+    """
+    n_tasks, n_experts, n_filters = 1460, 157, 21008
+    rng = np.random.default_rng(0)
+    if store:
+        import pyarrow.parquet as pq
+
+        from t2v_core.records import EmbeddingTable, pa  # type: ignore[attr-defined]
+
+        table: pa.Table = pq.read_table(Path(store) / "embeddings/part-0.parquet")
+        prints = dict(zip(table["task_id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
+        embeddings = EmbeddingTable.of(table, prints)
+        del table
+        x, trivial = embeddings.vectors[:n_tasks], embeddings.trivial
+    else:
+        x = np.exp(rng.normal(0, 2, n_filters)[None] + rng.normal(size=(n_tasks, n_filters))).astype(np.float32)
+        trivial = np.full(n_filters, 1e-3, np.float32)
+    base = x[rng.permutation(len(x))[:n_experts]]
+    target = rng.dirichlet(np.full(n_experts, 0.1), len(x))
+    began, spec = time.perf_counter(), Model2VecSpec()
+    folds = rng.permutation(len(x)) % spec.left_out_folds
+    fit_folds(x, base, trivial, target, np.ones(target.shape, bool), folds, spec)
+    seconds = time.perf_counter() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{len(x):,} tasks x {n_experts} experts x {x.shape[1]:,} filters, rank {spec.rank}: {seconds:.0f} s, ", end=""
+    )
+    print(f"{memory:.1f} GiB at most, the embeddings among them")
+
+
+if __name__ == "__main__":
+    {"show": show, "scale": lambda: scale(sys.argv[2] if len(sys.argv) > 2 else None)}.get(
+        sys.argv[1] if len(sys.argv) > 1 else "", judge
+    )()
