@@ -42,7 +42,7 @@ def _error(value: np.ndarray) -> np.ndarray:
 
 
 def _columns(hardness: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """``[T, E, 3]``: hardness, distance within the task, mean distance of the task; unknown distances are at its mean."""
+    """``[T, E, 3]``: hardness, distance within the task (0 where it is unknown), mean distance of the task."""
     known = np.isfinite(distances)
     mean = np.where(known, distances, 0).sum(1) / np.maximum(known.sum(1), 1)
     within = np.where(known, distances - mean[:, None], 0.0)
@@ -127,7 +127,9 @@ class ErrorModel:
         return float(np.interp(min(1.0, np.ceil((n + 1) * COVERAGE) / n), _GRID, self.misses))
 
 
-def _left_out(design: np.ndarray, y: np.ndarray, task: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _left_out(
+    design: np.ndarray, y: np.ndarray, task: np.ndarray, penalty: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of the whole fit, and each row's residual by a fit without its task."""
     inverse = np.linalg.inv(design.T @ design + np.diag(penalty))
     coefficients = inverse @ design.T @ y
