@@ -15,8 +15,10 @@ from safetensors.numpy import load
 from flows._data import read_cells
 from flows._keys import EMBEDDINGS, TRANSFERABILITY, selection_prefix
 from flows._stage import Run
+from t2v_core.distances import symmetric_matrix
 from t2v_core.matrix import ErrorMatrix
 from t2v_core.model2vec import Model2Vec
+from t2v_core.prediction import ErrorModel, fit_error_model
 from t2v_core.records import EmbeddingTable
 from t2v_core.selector import Selector
 from t2v_core.transferability.block import scores_matrix
@@ -68,6 +70,17 @@ class Results:
         rows = rows.filter(pc.is_in(rows["unit"], pa.array(self.score_blocks)))
         return scores_matrix(rows, self.table.task_ids, tuple(self.trained_on))
 
+    def for_queries(self) -> dict[str, Any]:
+        """What `t2v select` needs beside the selector: where its experts, its tasks and their errors are."""
+        config = self.run.config
+        return {
+            "experts": [{k: e[k] for k in ("name", "digest", "extractor")} for e in self.experts],
+            "embeddings": self.embeddings,
+            "blocks": self.blocks,
+            "evaluation": config.evaluation.model_dump(mode="json"),
+            "metric": config.selection.metric,
+        }
+
     @cached_property
     def prefix(self) -> str:
         """Folder of the selection that these results make."""
@@ -92,25 +105,43 @@ class Results:
         return ErrorMatrix.of(self.cells, self.table.task_ids, self.trained_on, self.run.config.selection.metric)
 
 
+def _predictions(results: Results, base: np.ndarray) -> dict[str, ErrorModel]:
+    """What predicts the experts' errors on a new task: with the error of the probe's head, and without."""
+    matrix, frame, known = results.matrix, results.table.frame, (base > 0).any(1)
+    distances = np.full(matrix.errors.shape, np.nan)
+    distances[:, known] = symmetric_matrix(results.table.vectors.astype(np.float64), base[known])
+    of = (matrix.errors, matrix.own, distances)
+    found = {
+        "head": fit_error_model(*of, frame["head_error"].to_numpy(np.float64), uses_head=True),
+        "embedding": fit_error_model(*of, frame["complexity"].to_numpy(np.float64), uses_head=False),
+    }
+    return {what: model for what, model in found.items() if model is not None}
+
+
 def build_selector(results: Results, fitted: bytes) -> Selector:
     """The selector of a fitted MODEL2VEC, with the costs that this run measured."""
     tensors = load(fitted)
     first = tensors.get("first_order_base")
     gamma, alpha, l2 = (float(v) for v in tensors["scalars"])
     probe, cells = results.run.probe, results.cells.to_pandas()
+    names, frame = list(results.trained_on), results.table.frame
     made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
-    per_image = float((made["features_seconds"] / made["n_images"]).median()) if len(made) else float("nan")
+    per_image = (made["features_seconds"] / made["n_images"]).groupby(made["expert"]).median()
+    per_head = cells.groupby("expert")["seconds"].median()
     return Selector(
         model=Model2Vec(tensors["vectors"], gamma, alpha, results.table.trivial.astype(np.float64), l2, first),
-        experts=tuple(results.trained_on),
+        experts=tuple(names),
+        tasks=tuple(tuple(tasks) for tasks in results.trained_on.values()),
         base=tensors["base"],
         probe=f"{probe.name}:{probe.digest}",
         probe_name=probe.name,
         image_size=results.run.config.probe.image_size,
         mean_error=np.nanmean(results.matrix.errors, axis=0),
-        seconds_per_image=per_image,
-        seconds_per_head=float(cells["seconds"].median()),
-        device=str(results.table.frame["device"].iloc[0]),
+        # The generic expert's features were made before, and are timed nowhere: it is taken to be like the others.
+        image_seconds=per_image.reindex(names).fillna(per_image.median()).to_numpy(np.float64),
+        head_seconds=per_head.reindex(names).fillna(per_head.median()).to_numpy(np.float64),
+        device=str(frame["device"].iloc[0]),
+        predictions=_predictions(results, tensors["base"]),
         n_tasks=len(results.table.task_ids),
         fingerprint=results.prefix.rsplit("-", 1)[-1],
     )

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from t2v_core.selector import Selector
+from t2v_core.served import served_answer
 
 with warnings.catch_warnings():
     # MLflow asks for type hints when a model's class is made; the signature it is logged with says more.
@@ -25,16 +24,11 @@ with warnings.catch_warnings():
             self.selector = Selector.loads(Path(context.artifacts["selector"]).read_bytes())
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            """Rows (query, rank, expert, distance, probability), ``top_k`` for each embedding."""
+            """Rows of `t2v_core.served.COLUMNS`, ``top_k`` for each embedding."""
             if isinstance(model_input, dict):
                 model_input = model_input["vector"]
-            top_k = int((params or {}).get("top_k", 5))
-            ranked = []
-            for query, vector in enumerate(np.atleast_2d(np.asarray(model_input))):
-                rows = self.selector.rank(vector).head(top_k)
-                rows.insert(0, "query", query)
-                ranked.append(rows[["query", "rank", "expert", "distance", "probability"]])
-            return pd.concat(ranked, ignore_index=True)
+            given = {"top_k": 5, "head_error": -1.0, **(params or {})}
+            return served_answer(self.selector, model_input, int(given["top_k"]), float(given["head_error"]))
 
 
 mlflow.models.set_model(SelectorModel())

@@ -19,6 +19,7 @@ import pandas as pd
 import t2v_core
 from flows._outcome import StageResult, slug
 from flows._settings import mlflow_uri
+from t2v_core.served import COLUMNS
 
 __all__ = ["experiment_id", "find_run", "log_run", "registered_name"]
 
@@ -159,16 +160,8 @@ def log_run(
 
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, n_filters), "vector")]),
-        outputs=Schema(
-            [
-                ColSpec("long", "query"),
-                ColSpec("long", "rank"),
-                ColSpec("string", "expert"),
-                ColSpec("double", "distance"),
-                ColSpec("double", "probability"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("top_k", "long", 5)]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in COLUMNS.items()]),
+        params=ParamSchema([ParamSpec("top_k", "long", 5), ParamSpec("head_error", "double", -1.0)]),
     )
     run_name = f"{name} {fingerprint.rsplit('-', 1)[-1][:6]}"
     experiment, judged = _experiment(mlflow, name), dict(judged or {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from rich.table import Table
 from flows._cli_backup import store_app
 from flows._cli_experts import experts_app
 from flows._cli_reproduce import reproduce_command
+from flows._cli_select import progress_bar, say_rejected, select
 from flows._cli_tasks import fetch_data, tasks_app
 from flows._guard import guard_server
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
@@ -42,6 +42,7 @@ app.add_typer(experts_app, name="experts")
 app.add_typer(store_app, name="store")
 app.command("fetch")(fetch_data)
 app.command("reproduce")(reproduce_command)
+app.command("select")(select)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -292,88 +293,6 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _bar() -> Any:
-    """A progress bar for reading, features and Fisher: (what, done, in all)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
-    )
-    tasks: dict[str, Any] = {}
-
-    def told(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total)
-        progress.update(tasks[what], completed=done)
-
-    return progress, told
-
-
-def _rejected(rejects: tuple[tuple[str, str], ...]) -> None:
-    if rejects:
-        err.print(f"[yellow]{len(rejects)} images left out:[/yellow]")
-        for image, reason in rejects[:5]:
-            err.print(f"  {escape(image)}: {escape(reason)}", soft_wrap=True)
-        if len(rejects) > 5:
-            err.print(f"  and {len(rejects) - 5} more")
-
-
-@app.command()
-def select(
-    path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
-    store: StoreOption = "",
-    name: NameOption = "",
-    top: Annotated[int, typer.Option(min=1, help="How many experts to show.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
-) -> None:
-    """Rank the experts for a folder of images: embeds it once with the probe, answers from distances.
-
-    Works without Prefect and without a server; needs a store in which a pipeline has run.
-    """
-    from flows._query import SelectExpertParams, answer_query
-
-    progress, told = _bar()
-    with progress:
-        answer = answer_query(SelectExpertParams(path=path, store=store, name=name, top_k=top), told)
-    shown = answer.ranking.head(top)
-    _rejected(answer.folder.rejects)
-    if as_json:
-        rows = json.loads(shown.to_json(orient="records"))
-        print(json.dumps({"verdict": answer.verdict(), "seconds": answer.seconds, "experts": rows}, indent=2))
-        return
-    e = answer.folder.embedding
-    table = Table(
-        title=f"{path}: {len(answer.folder.classes)} classes, {answer.folder.n_images} images", title_justify="left"
-    )
-    for column, justify in (
-        ("", "left"),
-        ("expert", "left"),
-        ("distance", "right"),
-        ("to its task", "right"),
-        ("P(best)", "right"),
-        (f"place of {len(answer.ranking)}", "right"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=column == "expert")  # type: ignore[arg-type]
-    for row in shown.itertuples():
-        own = "unknown" if row.task_distance != row.task_distance else f"{row.task_distance:.4f}"
-        table.add_row(
-            f"{row.rank} tied" if row.tied else str(row.rank),
-            escape(row.expert),
-            f"{row.distance:.4f}",
-            own,
-            f"{row.probability:.0%}",
-            f"{row.expected_place:.1f}",
-        )
-    out.print(table)
-    out.print(escape(answer.verdict()), soft_wrap=True)
-    out.print(
-        f"This took {answer.seconds:.1f} s (head error {e.head_error:.1%} on held-out images, {e.n_passes} backward "
-        f"passes on {e.device}). Trying all {len(answer.ranking)} experts: about {answer.cost_of_all:.0f} s for "
-        "features and heads by this store's measurements, with all their weights at hand.",
-        soft_wrap=True,
-    )
-
-
 @app.command()
 def embed(
     path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
@@ -402,10 +321,10 @@ def embed(
     ESTIMATORS[estimator]
     network = load_probe(probe, weights, seed=seed, image_size=image_size)
     spec = EmbeddingSpec(estimator=estimator, seed=seed)
-    progress, told = _bar()
+    progress, told = progress_bar()
     with progress:
         folder = embed_folder(path, network, spec, progress=told)
-    _rejected(folder.rejects)
+    say_rejected(folder.rejects)
     e = folder.embedding
     out.print(
         f"{path}: {len(folder.classes)} classes, {folder.n_images} images, {len(e.vector)} filters of {e.probe}, "

@@ -84,6 +84,7 @@ def fit_model2vec(params: StageParams) -> StageResult:
                     "l2": selector.model.l2,
                     "probe": run.config.probe.model_dump(mode="json"),
                     "embedding": run.config.embedding.model_dump(mode="json"),
+                    **results.for_queries(),
                 },
             )
             result.seconds += time.perf_counter() - began

@@ -42,7 +42,7 @@ def _error(value: np.ndarray) -> np.ndarray:
 
 
 def _columns(hardness: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """``[T, E, 3]``: hardness, distance within the task, mean distance of the task; unknown distances are at its mean."""
+    """``[T, E, 3]``: hardness, distance within the task (0 where it is unknown), mean distance of the task."""
     known = np.isfinite(distances)
     mean = np.where(known, distances, 0).sum(1) / np.maximum(known.sum(1), 1)
     within = np.where(known, distances - mean[:, None], 0.0)
