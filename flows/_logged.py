@@ -74,9 +74,10 @@ def _made(results: Results) -> dict[str, float]:
     }
 
 
-def _described(run: Run, record: dict[str, Any], page: str) -> str:
+def _described(run: Run, record: dict[str, Any], page: str, n_tasks: int) -> str:
     """The run in Markdown, with where everything is."""
-    lines = [f"{record['n_tasks']} tasks, {record['n_experts']} experts, probe {run.probe.name}.", ""]
+    tasks = f"{n_tasks} tasks, {record['n_tasks']} of them judged, {record['n_experts']} experts"
+    lines = [f"{tasks}, probe {run.probe.name}.", ""]
     lines += [f"- {sentence}" for sentence in record["conclusions"]]
     lines += [
         "",
@@ -149,5 +150,5 @@ def log_result(
         },
         stages=stages,
         judged={k: v for k, v in measures.items() if _slug(SELECTOR) in k.split("/")},
-        described=_described(run, record, key),
+        described=_described(run, record, key, len(data.tasks)),
     )

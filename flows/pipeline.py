@@ -74,16 +74,29 @@ def _markdown(summary: dict[str, Any]) -> list[str]:
     """Lines of the summary that the flow run shows."""
     left_out = [r for r in summary["table"] if r["reading"] == LEFT_OUT]
     rows = [r for r in left_out if r["meta_task"] == EVERYTHING]
-    lines = [f"# {summary['name']}: {summary['n_tasks']} tasks, {summary['n_experts']} experts", ""]
-    lines += ["| selector | relative error increase | interval | absolute difference |", "|---|---|---|---|"]
+    page = mlflow_link(summary["mlflow_experiment"], summary["mlflow_run"], summary["mlflow"])
+    lines = [
+        f"# {summary['name']}: {summary['n_tasks']} tasks, {summary['n_experts']} experts",
+        "",
+        f"- Report: {linked('the page', store_link(summary['report']))}",
+        f"- MLflow run `{summary['mlflow_run']}`: {linked('open it', page)}, selector `{summary['model']}`",
+        f"- Store: {linked(summary['store'], store_link(summary['store']))}",
+        "",
+        *markdown_stages([StageResult.model_validate(s) for s in summary["stages"]]),
+        "",
+        *(f"- {sentence}" for sentence in summary["conclusions"]),
+        "",
+        f"Own expert left out; errors below {summary['floor']:g} count as it in ratios.",
+        "",
+        "| selector | relative error increase | interval | absolute difference |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {in_table(r['method'])} "
         f"| {r['relative_increase']:+.1%} | {r['relative_low']:+.1%} to {r['relative_high']:+.1%} "
         f"| {100 * r['absolute_difference']:+.2f} points |"
         for r in rows
     ]
-    lines += ["", f"Own expert left out; errors below {summary['floor']:g} count as it in ratios.", ""]
-    lines += [f"- {sentence}" for sentence in summary["conclusions"]]
     if apart := [r for r in left_out if r["meta_task"] != EVERYTHING and r["method"] == "MODEL2VEC"]:
         lines += ["", "| meta-task | MODEL2VEC's relative error increase | interval |", "|---|---|---|"]
         lines += [
@@ -91,13 +104,6 @@ def _markdown(summary: dict[str, Any]) -> list[str]:
             f"| {r['relative_low']:+.1%} to {r['relative_high']:+.1%} |"
             for r in apart
         ]
-    lines += ["", *markdown_stages([StageResult.model_validate(s) for s in summary["stages"]]), ""]
-    page = mlflow_link(summary["mlflow_experiment"], summary["mlflow_run"], summary["mlflow"])
-    lines += [
-        f"- Report: {linked('the page', store_link(summary['report']))}",
-        f"- MLflow run `{summary['mlflow_run']}`: {linked('open it', page)}, selector `{summary['model']}`",
-        f"- Store: {linked(summary['store'], store_link(summary['store']))}",
-    ]
     return lines
 
 
