@@ -1,6 +1,7 @@
 """All selectors on the rehearsal's meta-tasks, from its compact results.
 
     python benchmarks/selection.py                 score, judge, and write benchmarks/results/selection/
+    python benchmarks/selection.py score "MODEL2VEC|static" "all|mixed"      only some scores, to share the work
     python benchmarks/selection.py show            print the tables of docs/selection.md from there
     python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
 
@@ -28,6 +29,7 @@ from t2v_core.many_tasks import fit_folds
 from t2v_core.metatasks import READINGS, candidates_of, concept_groups, make_meta_tasks, own_domain
 from t2v_core.selection import choose
 from t2v_core.selectors import SELECTORS, Problem
+from t2v_core.selectors.neighbours import choose_setting, neighbour_errors, task_distance
 
 HERE = Path(__file__).parent / "results"
 OUT, KEPT = HERE / "selection", Path("runs/selection")
@@ -43,8 +45,10 @@ RULES = [
     ),
     MetaTaskRule(name="mixed", tasks=["*"], experts=["*"], n_tasks=50, n_experts=26),
 ]
-SLOW = ["MODEL2VEC, first order", "MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
+SLOW = ["MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
 """Judged on the two small meta-tasks; on all tasks each takes as long as MODEL2VEC."""
+SMALL = Model2VecSpec(exact_tasks=0, left_out_folds=50)
+"""On the small ones: first-order distances as on all tasks, and groups left out one by one."""
 
 
 def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
@@ -111,13 +115,26 @@ def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> d
     return out
 
 
+def score(names: list[str], meta_tasks: list[str]) -> None:
+    """Only make some scores, of some meta-tasks, for `judge` to find."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    whole, same, _, experts, tasks = load()
+    for meta in make_meta_tasks(RULES, experts, tasks):
+        if meta.name in meta_tasks:
+            problem = whole.part(meta.rows, meta.columns)
+            if len(meta.rows) < 100:
+                problem = replace(problem, model2vec=SMALL)
+            scores(problem, same[np.ix_(meta.rows, meta.columns)], meta.name, names)
+
+
 def far_neighbours(problem: Problem, sources: np.ndarray) -> np.ndarray:
     """Task neighbours that read no task of the same source: none that shares its images."""
     out = np.full(problem.errors.shape, np.nan)
+    distance = task_distance(problem, domains=False)
     for source in np.unique(sources):
-        hidden = replace(problem, errors=np.where((sources == source)[:, None], np.nan, problem.errors))
-        value = SELECTORS["task neighbours"].score(hidden)
-        out[sources == source] = value[sources == source]  # type: ignore[index]
+        train, wanted = np.flatnonzero(sources != source), np.flatnonzero(sources == source)
+        setting = choose_setting(problem, distance, train)
+        out[wanted] = neighbour_errors(problem, distance, setting, train, wanted)
     return out
 
 
@@ -127,9 +144,11 @@ def judge() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     whole, same, n_test, experts, tasks = load()
     spec, frames, ceilings = SelectionSpec(n_bootstrap=2000), [], []
-    for meta in make_meta_tasks(RULES, experts, tasks):
+    for meta in make_meta_tasks(RULES, experts, tasks)[::-1]:
         cells = np.ix_(meta.rows, meta.columns)
         problem = whole.part(meta.rows, meta.columns)
+        if len(meta.rows) < 100:
+            problem = replace(problem, model2vec=SMALL)
         names = [n for n in SELECTORS if not SELECTORS[n].slow] + (SLOW if len(meta.rows) < 100 else [])
         made = scores(problem, same[cells], meta.name, names)
         names = [n for n in names if n in made[READINGS[0]]]
@@ -224,6 +243,8 @@ def scale(store: str | None) -> None:
 
 
 if __name__ == "__main__":
-    {"show": show, "scale": lambda: scale(sys.argv[2] if len(sys.argv) > 2 else None)}.get(
-        sys.argv[1] if len(sys.argv) > 1 else "", judge
-    )()
+    {
+        "show": show,
+        "score": lambda: score(sys.argv[2].split("|"), sys.argv[3].split("|")),
+        "scale": lambda: scale(sys.argv[2] if len(sys.argv) > 2 else None),
+    }.get(sys.argv[1] if len(sys.argv) > 1 else "", judge)()
