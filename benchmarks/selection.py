@@ -24,9 +24,11 @@ import pandas as pd
 
 from t2v_core.ceiling import split_half, twin_scores
 from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
+from t2v_core.embedding import Layer
 from t2v_core.evaluation import evaluate_problem
 from t2v_core.many_tasks import fit_folds
 from t2v_core.metatasks import READINGS, candidates_of, concept_groups, make_meta_tasks, own_domain
+from t2v_core.probes import load_probe
 from t2v_core.selection import choose
 from t2v_core.selectors import SELECTORS, Problem
 from t2v_core.selectors.neighbours import choose_setting, neighbour_errors, task_distance
@@ -34,12 +36,11 @@ from t2v_core.selectors.neighbours import choose_setting, neighbour_errors, task
 HERE = Path(__file__).parent / "results"
 OUT, KEPT = HERE / "selection", Path("runs/selection")
 RULES = [
-    # As iNat + CUB: one taxonomy in two domains, 25 tasks of each; experts of those sets. The noto tasks were drawn
-    # by name like all samples, so that most are not the openmoji ones over again.
+    # As iNat + CUB: one taxonomy in two domains, and the experts of both.
     MetaTaskRule(
         name="two sets",
-        tasks=["openmoji/*ategory*", "noto/*ategory*"],
-        experts=["openmoji__*ategory*", "noto__*ategory*"],
+        tasks=["openmoji/*", "noto/*"],
+        experts=["openmoji__*", "noto__*"],
         n_tasks=50,
         n_experts=50,
     ),
@@ -71,6 +72,11 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
     images = tasks["n_train"].to_numpy(np.float64)
     tried = np.isfinite(errors).all(1)
     kept = [t for t, k in zip(names, tried, strict=True) if k]
+    # Filters were kept evenly spaced; the probe's layers say which layer each is of.
+    layers = load_probe("efficientnet_lite0", "random", image_size=48).units
+    picked = np.linspace(0, layers[-1].stop - 1, vectors.shape[1]).round().astype(int)
+    ends = [int(np.searchsorted(picked, layer.stop)) for layer in layers]
+    layers = tuple(Layer(x.name, a, b) for x, a, b in zip(layers, [0, *ends], ends, strict=False))
     own = np.array([[place[t] in set(rows) for rows in on] for t in kept])
     experts = np.stack(
         [vectors[rows].astype(np.float64).mean(0) if rows else np.zeros(vectors.shape[1]) for rows in on]
@@ -85,6 +91,7 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
         experts=experts,
         trivial=np.full(vectors.shape[1], vectors.min(), np.float32),
         groups=concept_groups(kept),
+        layers=layers,
         sizes=np.array([images[rows].sum() if rows else np.nan for rows in on]),
         given={
             "domain": domain[tried],
