@@ -2,6 +2,7 @@
 
     python benchmarks/selection.py                 score, judge, and write benchmarks/results/selection/
     python benchmarks/selection.py score "MODEL2VEC|static" "all|mixed"      only some scores, to share the work
+    python benchmarks/selection.py made            judge only what was scored
     python benchmarks/selection.py show            print the tables of docs/selection.md from there
     python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
 
@@ -103,7 +104,9 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
     return problem, own_domain(kept, trained_on), tasks["n_test"].to_numpy()[tried], list(trained_on), kept
 
 
-def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def scores(
+    problem: Problem, same: np.ndarray, meta: str, names: list[str], *, made_only: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
     """Reading to scores by name, kept on disk."""
     out: dict[str, dict[str, np.ndarray]] = {}
     known = np.isfinite(problem.errors)
@@ -112,6 +115,8 @@ def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> d
         for name in names:
             file = KEPT / f"{meta}-{reading}-{name}.npy".replace(" ", "-").replace(",", "")
             if not file.exists():
+                if made_only:
+                    continue
                 began = time.perf_counter()
                 value = SELECTORS[name].score(part)
                 if value is None:
@@ -145,8 +150,8 @@ def far_neighbours(problem: Problem, sources: np.ndarray) -> np.ndarray:
     return out
 
 
-def judge() -> None:
-    """Score, judge, write."""
+def judge(*, made_only: bool = False) -> None:
+    """Score, judge, write; ``made_only``: only selectors whose scores are there in all readings."""
     KEPT.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     whole, same, n_test, experts, tasks = load()
@@ -157,8 +162,8 @@ def judge() -> None:
         if len(meta.rows) < 100:
             problem = replace(problem, model2vec=SMALL)
         names = [n for n in SELECTORS if not SELECTORS[n].slow] + (SLOW if len(meta.rows) < 100 else [])
-        made = scores(problem, same[cells], meta.name, names)
-        names = [n for n in names if n in made[READINGS[0]]]
+        made = scores(problem, same[cells], meta.name, names, made_only=made_only)
+        names = [n for n in names if all(n in made.get(r, {}) for r in READINGS)]
         table, _, pairs = evaluate_problem(problem, same[cells], spec, made=made, names=names)
         for frame, kind in ((table, "table"), (pairs, "pairs")):
             frame.insert(0, "meta_task", meta.name)
@@ -176,11 +181,12 @@ def judge() -> None:
             }  # fmt: skip
             if len(meta.rows) > 1000:
                 file = KEPT / f"far-{reading}.npy".replace(" ", "-")
-                if not file.exists():
+                if not file.exists() and not made_only:
                     sources = np.array([t.split("/")[0] for t in tasks])
                     np.save(file, far_neighbours(problem.reading(candidates), sources))
-                chosen = choose(np.load(file), candidates)
-                row["far_neighbours"] = problem.errors[np.arange(len(chosen)), chosen].mean()
+                if file.exists():
+                    chosen = choose(np.load(file), candidates)
+                    row["far_neighbours"] = problem.errors[np.arange(len(chosen)), chosen].mean()
             ceilings.append(row)
     for kind in ("table", "pairs"):
         joined = pd.concat([f for k, f in frames if k == kind], ignore_index=True)
@@ -250,8 +256,12 @@ def scale(store: str | None) -> None:
 
 
 if __name__ == "__main__":
-    {
-        "show": show,
-        "score": lambda: score(sys.argv[2].split("|"), sys.argv[3].split("|")),
-        "scale": lambda: scale(sys.argv[2] if len(sys.argv) > 2 else None),
-    }.get(sys.argv[1] if len(sys.argv) > 1 else "", judge)()
+    command, rest = (sys.argv[1:2] or ["judge"])[0], sys.argv[2:]
+    if command == "score":
+        score(rest[0].split("|"), rest[1].split("|"))
+    elif command == "scale":
+        scale(rest[0] if rest else None)
+    elif command == "show":
+        show()
+    else:
+        judge(made_only=command == "made")
