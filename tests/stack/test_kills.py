@@ -174,6 +174,8 @@ def test_stopped_in_mid_run(shelled: Person, whole: Store, config: str) -> None:
     stack.up()
     state = person.end(run, 120)
     assert state["type"] in ("CRASHED", "FAILED", "CANCELLED"), state
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+    assert person.api("/flow_runs/filter", running) == []  # of the driver that was killed, too
     before = counts(store)
     again = person.run("pipeline/default", config=config, store=store.url)
     assert person.end(again, 600)["type"] == "COMPLETED"
