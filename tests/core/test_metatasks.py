@@ -176,7 +176,7 @@ def test_the_whole_comparison() -> None:
     by = got.table.groupby(["meta_task", "reading"], sort=False)["method"].agg(list)
     assert by.index.tolist() == [(m, r) for m in ("all", "ab") for r in READINGS]
     assert all(set(methods) == names and methods[:2] == ["oracle", "chance"] for methods in by)
-    rows = got.table.set_index(["meta_task", "reading", "method"])
+    rows = got.table.set_index(["meta_task", "reading", "method"]).sort_index()
     for meta in ("all", "ab"):
         for reading in READINGS:
             part = rows.loc[meta, reading]
