@@ -1,6 +1,8 @@
 """All selectors on the rehearsal's meta-tasks, from its compact results.
 
     python benchmarks/selection.py                 score, judge, and write benchmarks/results/selection/
+    python benchmarks/selection.py score "MODEL2VEC|static" "all|mixed"      only some scores, to share the work
+    python benchmarks/selection.py made            judge only what was scored
     python benchmarks/selection.py show            print the tables of docs/selection.md from there
     python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
 
@@ -23,28 +25,32 @@ import pandas as pd
 
 from t2v_core.ceiling import split_half, twin_scores
 from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
+from t2v_core.embedding import Layer
 from t2v_core.evaluation import evaluate_problem
 from t2v_core.many_tasks import fit_folds
 from t2v_core.metatasks import READINGS, candidates_of, concept_groups, make_meta_tasks, own_domain
+from t2v_core.probes import load_probe
 from t2v_core.selection import choose
 from t2v_core.selectors import SELECTORS, Problem
+from t2v_core.selectors.neighbours import choose_setting, neighbour_errors, task_distance
 
 HERE = Path(__file__).parent / "results"
 OUT, KEPT = HERE / "selection", Path("runs/selection")
 RULES = [
-    # As iNat + CUB: one taxonomy in two domains, 25 tasks of each; experts of those sets. The noto tasks were drawn
-    # by name like all samples, so that most are not the openmoji ones over again.
+    # As iNat + CUB: one taxonomy in two domains, and the experts of both.
     MetaTaskRule(
         name="two sets",
-        tasks=["openmoji/*ategory*", "noto/*ategory*"],
-        experts=["openmoji__*ategory*", "noto__*ategory*"],
+        tasks=["openmoji/*", "noto/*"],
+        experts=["openmoji__*", "noto__*"],
         n_tasks=50,
         n_experts=50,
     ),
     MetaTaskRule(name="mixed", tasks=["*"], experts=["*"], n_tasks=50, n_experts=26),
 ]
-SLOW = ["MODEL2VEC, first order", "MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
+SLOW = ["MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
 """Judged on the two small meta-tasks; on all tasks each takes as long as MODEL2VEC."""
+SMALL = Model2VecSpec(exact_tasks=0, left_out_folds=10)
+"""On the small ones: first-order distances as on all tasks, and groups left out in ten folds."""
 
 
 def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
@@ -67,6 +73,11 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
     images = tasks["n_train"].to_numpy(np.float64)
     tried = np.isfinite(errors).all(1)
     kept = [t for t, k in zip(names, tried, strict=True) if k]
+    # Filters were kept evenly spaced; the probe's layers say which layer each is of.
+    layers = load_probe("efficientnet_lite0", "random", image_size=48).units
+    picked = np.linspace(0, layers[-1].stop - 1, vectors.shape[1]).round().astype(int)
+    ends = [int(np.searchsorted(picked, layer.stop)) for layer in layers]
+    layers = tuple(Layer(x.name, a, b) for x, a, b in zip(layers, [0, *ends], ends, strict=False))
     own = np.array([[place[t] in set(rows) for rows in on] for t in kept])
     experts = np.stack(
         [vectors[rows].astype(np.float64).mean(0) if rows else np.zeros(vectors.shape[1]) for rows in on]
@@ -81,6 +92,7 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
         experts=experts,
         trivial=np.full(vectors.shape[1], vectors.min(), np.float32),
         groups=concept_groups(kept),
+        layers=layers,
         sizes=np.array([images[rows].sum() if rows else np.nan for rows in on]),
         given={
             "domain": domain[tried],
@@ -92,7 +104,9 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
     return problem, own_domain(kept, trained_on), tasks["n_test"].to_numpy()[tried], list(trained_on), kept
 
 
-def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def scores(
+    problem: Problem, same: np.ndarray, meta: str, names: list[str], *, made_only: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
     """Reading to scores by name, kept on disk."""
     out: dict[str, dict[str, np.ndarray]] = {}
     known = np.isfinite(problem.errors)
@@ -101,6 +115,8 @@ def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> d
         for name in names:
             file = KEPT / f"{meta}-{reading}-{name}.npy".replace(" ", "-").replace(",", "")
             if not file.exists():
+                if made_only:
+                    continue
                 began = time.perf_counter()
                 value = SELECTORS[name].score(part)
                 if value is None:
@@ -111,28 +127,43 @@ def scores(problem: Problem, same: np.ndarray, meta: str, names: list[str]) -> d
     return out
 
 
+def score(names: list[str], meta_tasks: list[str]) -> None:
+    """Only make some scores, of some meta-tasks, for `judge` to find."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    whole, same, _, experts, tasks = load()
+    for meta in make_meta_tasks(RULES, experts, tasks):
+        if meta.name in meta_tasks:
+            problem = whole.part(meta.rows, meta.columns)
+            if len(meta.rows) < 100:
+                problem = replace(problem, model2vec=SMALL)
+            scores(problem, same[np.ix_(meta.rows, meta.columns)], meta.name, names)
+
+
 def far_neighbours(problem: Problem, sources: np.ndarray) -> np.ndarray:
     """Task neighbours that read no task of the same source: none that shares its images."""
     out = np.full(problem.errors.shape, np.nan)
+    distance = task_distance(problem, domains=False)
     for source in np.unique(sources):
-        hidden = replace(problem, errors=np.where((sources == source)[:, None], np.nan, problem.errors))
-        value = SELECTORS["task neighbours"].score(hidden)
-        out[sources == source] = value[sources == source]  # type: ignore[index]
+        train, wanted = np.flatnonzero(sources != source), np.flatnonzero(sources == source)
+        setting = choose_setting(problem, distance, train)
+        out[wanted] = neighbour_errors(problem, distance, setting, train, wanted)
     return out
 
 
-def judge() -> None:
-    """Score, judge, write."""
+def judge(*, made_only: bool = False) -> None:
+    """Score, judge, write; ``made_only``: only selectors whose scores are there in all readings."""
     KEPT.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     whole, same, n_test, experts, tasks = load()
     spec, frames, ceilings = SelectionSpec(n_bootstrap=2000), [], []
-    for meta in make_meta_tasks(RULES, experts, tasks):
+    for meta in make_meta_tasks(RULES, experts, tasks)[::-1]:
         cells = np.ix_(meta.rows, meta.columns)
         problem = whole.part(meta.rows, meta.columns)
+        if len(meta.rows) < 100:
+            problem = replace(problem, model2vec=SMALL)
         names = [n for n in SELECTORS if not SELECTORS[n].slow] + (SLOW if len(meta.rows) < 100 else [])
-        made = scores(problem, same[cells], meta.name, names)
-        names = [n for n in names if n in made[READINGS[0]]]
+        made = scores(problem, same[cells], meta.name, names, made_only=made_only)
+        names = [n for n in names if all(n in made.get(r, {}) for r in READINGS)]
         table, _, pairs = evaluate_problem(problem, same[cells], spec, made=made, names=names)
         for frame, kind in ((table, "table"), (pairs, "pairs")):
             frame.insert(0, "meta_task", meta.name)
@@ -150,11 +181,12 @@ def judge() -> None:
             }  # fmt: skip
             if len(meta.rows) > 1000:
                 file = KEPT / f"far-{reading}.npy".replace(" ", "-")
-                if not file.exists():
+                if not file.exists() and not made_only:
                     sources = np.array([t.split("/")[0] for t in tasks])
                     np.save(file, far_neighbours(problem.reading(candidates), sources))
-                chosen = choose(np.load(file), candidates)
-                row["far_neighbours"] = problem.errors[np.arange(len(chosen)), chosen].mean()
+                if file.exists():
+                    chosen = choose(np.load(file), candidates)
+                    row["far_neighbours"] = problem.errors[np.arange(len(chosen)), chosen].mean()
             ceilings.append(row)
     for kind in ("table", "pairs"):
         joined = pd.concat([f for k, f in frames if k == kind], ignore_index=True)
@@ -224,6 +256,12 @@ def scale(store: str | None) -> None:
 
 
 if __name__ == "__main__":
-    {"show": show, "scale": lambda: scale(sys.argv[2] if len(sys.argv) > 2 else None)}.get(
-        sys.argv[1] if len(sys.argv) > 1 else "", judge
-    )()
+    command, rest = (sys.argv[1:2] or ["judge"])[0], sys.argv[2:]
+    if command == "score":
+        score(rest[0].split("|"), rest[1].split("|"))
+    elif command == "scale":
+        scale(rest[0] if rest else None)
+    elif command == "show":
+        show()
+    else:
+        judge(made_only=command == "made")

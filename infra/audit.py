@@ -1,8 +1,7 @@
 """`make audit`: known vulnerabilities of every package in constraints.txt, by pip-audit.
 
-pip-audit asks PyPI for advisories. Where PyPI does not answer that question (no network, a mirror without its JSON
-API), pip-audit skips the package and still ends well; here that is a failure, and is told apart from "no vulnerability
-is known".
+pip-audit asks PyPI for advisories. Where PyPI does not answer that question (no network, or a mirror without its JSON
+API), pip-audit skips the package and still ends well. Here that is a failure, told apart from "nothing is known".
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def evaluate_problem(
             candidates=candidates[keep],
             groups=problem.groups[keep],
         )
-        order = {name: i for i, name in enumerate(["oracle", "chance", *scores])}
+        order = {name: i for i, name in enumerate(dict.fromkeys(["oracle", "chance", *scores]))}
         table = table.sort_values("method", key=lambda c, order=order: c.map(order), kind="stable", ignore_index=True)
         costs = [SELECTORS[m].cost if m in SELECTORS else None for m in table["method"]]
         table["probe_passes"] = [float("nan") if c is None else float(c.probe_passes) for c in costs]

@@ -87,7 +87,7 @@ def solve_tangent(
 
     begin = np.append(np.zeros(e * r), START) if start is None else start
     # Products are in float32, whose rounding a tighter tolerance would chase.
-    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-5})
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": 100, "gtol": 1e-5})
     return found.x[:-1].reshape(e, r) * float(root), float(np.exp(found.x[-1])), found.x
 
 

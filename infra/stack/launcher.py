@@ -12,7 +12,7 @@ from infra.stack.config import Layout, StackConfig, lay_out
 from infra.stack.health import why_ill
 from infra.stack.manager import Manager, StackError, render
 from infra.stack.postgres import create_databases, find_postgres, init_cluster
-from infra.stack.provision import create_bucket, deploy
+from infra.stack.provision import cancel_runs, create_bucket, deploy, settle_runs
 from infra.stack.services import services, socket_path, write_s3_identities
 from t2v_core.errors import ConfigError
 
@@ -95,6 +95,8 @@ class Stack:
         """Start these at once, and wait until all are well."""
         began = time.monotonic()
         if "worker" in names:
+            if stale := settle_runs(self.layout):
+                self.say(f"{stale} flow runs were under way when the stack ended; they are Crashed now")
             self.say(f"{len(deploy(self.layout))} deployments")
         for name in names:
             self.manager.start_process(name)
@@ -134,11 +136,16 @@ class Stack:
         return dict(sorted(told.items(), key=lambda item: order.index(item[0])))
 
     def down(self) -> None:
-        """Stop everything in the opposite order: who uses a server goes before it.
+        """Cancel the runs in flight, then stop everything: who uses a server goes before it.
 
         Raises:
             StackError: nothing runs, or it did not end.
         """
+        states = self.manager.states()
+        if states["worker"]["statename"] == "RUNNING" and not why_ill(self.layout, "prefect"):
+            with contextlib.suppress(OSError):  # what cannot be cancelled is settled at the next start
+                if n := cancel_runs(self.layout):
+                    self.say(f"{n} flow runs cancelled; start them again when the stack is back")
         self.manager.stop([s.name for s in reversed(self.services)])
         for name in ("supervisor", "weed-filer", "weed-s3"):
             with contextlib.suppress(OSError):

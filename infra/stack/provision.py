@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from typing import Any
 
 from infra.stack.config import Layout
@@ -12,7 +13,7 @@ from infra.stack.health import call, s3_client
 from infra.stack.manager import StackError
 from infra.stack.services import BIN, ROOT, flow_environment
 
-__all__ = ["create_bucket", "deploy", "prefect"]
+__all__ = ["cancel_runs", "create_bucket", "deploy", "prefect", "settle_runs"]
 
 
 def create_bucket(layout: Layout) -> None:
@@ -66,3 +67,33 @@ def deploy(layout: Layout) -> list[str]:
     names = {f["id"]: f["name"] for f in call(f"{layout.api}/flows/filter", {"limit": 200})}
     found = call(f"{layout.api}/deployments/filter", {"limit": 200})
     return sorted(f"{names[d['flow_id']]}/{d['name']}" for d in found)
+
+
+def _busy(layout: Layout) -> list[dict[str, Any]]:
+    """Flow runs that are under way by their state, nested ones too."""
+    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    return list(call(f"{layout.api}/flow_runs/filter", {"flow_runs": {"state": states}, "limit": 200}))
+
+
+def settle_runs(layout: Layout) -> int:
+    """Call those runs crashed that no process can be behind: the server has just started, and no worker yet.
+
+    Whoever was killed could not say so, and Prefect would show the run, or a nested one, as Running for ever.
+    """
+    stale = _busy(layout)
+    message = "The stack was stopped, or the flow's process killed, while this ran; start it again."
+    for run in stale:
+        body = {"state": {"type": "CRASHED", "message": message}, "force": True}
+        call(f"{layout.api}/flow_runs/{run['id']}/set_state", body)
+    return len(stale)
+
+
+def cancel_runs(layout: Layout, seconds: float = 40) -> int:
+    """Cancel the flow runs that are under way, and wait for them: a worker that stops kills them without a word."""
+    outer = [r for r in _busy(layout) if r["parent_task_run_id"] is None]
+    for run in outer:
+        call(f"{layout.api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+    deadline = time.monotonic() + seconds
+    while _busy(layout) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return len(outer)

@@ -46,7 +46,7 @@ const make = (tag, attributes = {}, ...children) => {
 };
 
 // A name that may break after its separators, where it is too long for a line.
-const soft = (name) => name.split(/(?<=[/_=+·])/).flatMap((part, k) => (k ? [make("wbr"), part] : [part]));
+const soft = (name) => name.split(/(?<=[/_=+·])(?![/_=+·])/).flatMap((part, k) => (k ? [make("wbr"), part] : [part]));
 
 const whole = (n) => n.toLocaleString("en-US");
 const known = (v) => v !== null && v !== undefined && Number.isFinite(v);

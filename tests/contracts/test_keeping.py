@@ -435,3 +435,40 @@ def test_a_raised_schema_is_told(folder: Store, monkeypatch: pytest.MonkeyPatch)
         check_format(folder)
     assert "made again under new keys" in upgrade(folder, apply=True)[0]
     assert store_version(folder) == (1, 2)
+
+
+# --- the command
+
+
+def test_the_command_says_before_it_does(folder: Store) -> None:
+    from typer.testing import CliRunner
+
+    from flows._cli_backup import store_app
+
+    def ask(*words: str) -> tuple[int, str]:
+        answer = CliRunner().invoke(store_app, ["--store", folder.url, *words], env={"COLUMNS": "200"})
+        return answer.exit_code, answer.output + (str(answer.exception) if answer.exit_code == 1 else "")
+
+    before = contents(folder)
+    code, said = ask("gc", "--grace", "0s", "--verbose")
+    assert code == 0
+    assert "Nothing was deleted; --delete does it." in said
+    for key in GARBAGE:
+        assert "/".join(key.split("/")[:2]) in said
+    assert f"{EMBEDDINGS}: 1 rows would go" in said
+    assert "14 " in said
+    assert contents(folder) == before
+    assert "deleted" in ask("gc", "--grace", "0s", "--delete", "--keep", "features/*")[1]
+    assert set(before) - set(contents(folder)) == {key for key in GARBAGE if not key.startswith("features/")}
+    assert "'7x' is no duration; wanted" in ask("gc", "--grace", "7x")[1]
+    assert "configs: mine" in ask("info")[1]
+    assert ask("check")[0] == 0
+    folder.delete(f"experts/mine-{fp('mine')}/weights.safetensors")
+    code, said = ask("check")
+    assert (code, "1 missing, 0 damaged" in said) == (1, True)
+    assert f"missing experts/mine-{fp('mine')}/weights.safetensors, named by " in said
+    assert "Nothing was changed; --apply does it." in ask("upgrade")[1]
+    assert "format.json: format 1" in ask("upgrade", "--apply")[1]
+    assert "Nothing to do" in ask("upgrade")[1]
+    assert "latest/mine/selection.json" in ask("forget", "mine")[1]
+    assert folder.exists("latest/mine/selection.json")

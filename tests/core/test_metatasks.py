@@ -152,7 +152,7 @@ def library() -> tuple[ErrorMatrix, EmbeddingTable]:
             groups=np.zeros((1, 20), np.float32), noise_distance=0.1,
             trivial=np.full(20, 0.01, np.float32), layers=layers, domain=rng.random(5).astype(np.float32), probe="p",
             estimator="exact", beta=1.0, beta_scale="sample", seed=0, n_classes=2, n_images=10 + i, n_passes=1,
-            exact=True, objective=(), converged=True, head_loss=0.1, head_accuracy=0.9, head_l2=0.1, seconds=1.0,
+            exact=True, objective=(), converged=True, head_loss=0.1, head_accuracy=0.9, head_l2=0.1, seconds=1.0, head_error=0.1, images_per_second=1.0,
             device="cpu",
         )  # fmt: skip
         prints[task] = f"f{i}"
@@ -176,7 +176,7 @@ def test_the_whole_comparison() -> None:
     by = got.table.groupby(["meta_task", "reading"], sort=False)["method"].agg(list)
     assert by.index.tolist() == [(m, r) for m in ("all", "ab") for r in READINGS]
     assert all(set(methods) == names and methods[:2] == ["oracle", "chance"] for methods in by)
-    rows = got.table.set_index(["meta_task", "reading", "method"])
+    rows = got.table.set_index(["meta_task", "reading", "method"]).sort_index()
     for meta in ("all", "ab"):
         for reading in READINGS:
             part = rows.loc[meta, reading]

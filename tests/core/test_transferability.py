@@ -20,6 +20,7 @@ from t2v_core.library import TaskRows
 from t2v_core.transferability import METHODS, Labelled, score
 from t2v_core.transferability.block import SCORES, score_block, scores_matrix, train_sample
 from t2v_core.transferability.leep import log_expected_prediction, source_probabilities
+from t2v_core.transferability.original_head import heads_of_state, original_head
 
 SPEC = ScoringSpec(methods=["logme", "hscore", "leep", "nleep", "parc", "knn", "linear_probe"])
 
@@ -323,3 +324,31 @@ def test_a_task_that_cannot_be_scored_takes_no_other_along() -> None:
     assert found["PARC"][1, 1] == -rows[2]["score"]
     assert np.isnan(found["PARC"][0]).all()
     assert np.isnan(found["LEEP"]).all()
+
+
+# Original heads
+
+
+def test_the_head_that_came_with_the_weights() -> None:
+    from t2v_core.architectures import architecture_of, build_network
+
+    assert original_head("resnet18", "random", 32) == []
+    network = build_network("resnet18", "random", 5)
+    state, name = network.state_dict(), architecture_of("resnet18").head
+    [(weight, bias)] = original_head("resnet18", state, 32)
+    assert weight.tolist() == state[f"{name}.weight"].tolist()
+    assert bias.tolist() == state[f"{name}.bias"].tolist()
+    # A file without the head's tensors: what the network was built with is no head of an expert.
+    assert original_head("resnet18", {k: v for k, v in state.items() if not k.startswith(name)}, 32) == []
+
+
+def test_heads_that_an_expert_was_trained_with() -> None:
+    state = {
+        "s/b.weight": np.ones((2, 3)),
+        "s/b.bias": np.zeros(2),
+        "s/a=1.weight": np.zeros((4, 3)),
+        "s/a=1.bias": np.ones(4),
+    }
+    heads = heads_of_state(state)
+    assert [w.shape for w, _ in heads] == [(4, 3), (2, 3)]
+    assert [float(b.sum()) for _, b in heads] == [4.0, 0.0]

@@ -19,7 +19,7 @@ import yaml
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from flows._data import _decode_rows
+from flows._data import decode_rows
 from flows._pack_units import close_unit, plan_unit, shard_unit
 from flows._registered import configured
 from flows._stage import StageParams, open_run
@@ -83,7 +83,7 @@ def test_a_sample_reads_the_row_groups_it_needs_and_no_other(
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", counted)
     transform = ImageTransform(size=8, mean=(0, 0, 0), std=(1, 1, 1))
     rows = np.array([1796, 5, 300, 255, 620, 1200])  # shards of 600, 600 and 597 rows; groups of 256
-    images = _decode_rows(url, "sources/digits-1", transform, rows)
+    images = decode_rows(url, "sources/digits-1", transform, rows)
     assert sorted(read) == [0, 0, 0, 1, 2]
     pixels = load_digits().images
     for row, image in zip(rows, images, strict=True):

@@ -13,6 +13,7 @@ from person import Person
 
 from infra.stack.config import StackConfig
 from infra.stack.launcher import Stack
+from infra.stack.services import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="t2v-stack-"))
     folder.chmod(0o711)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    for made in (folder, ROOT / "runs" / folder.name):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

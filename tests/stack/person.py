@@ -48,7 +48,7 @@ def small_config(folder: Path, **changes: Any) -> str:
     content["library"]["rules"][1]["values"] = [str(d) for d in range(10)]
     content.update(changes)
     # Below the checkout, where flows run: a short name in the form and on the pages.
-    path = ROOT / "runs" / "stack-test" / "mini.yaml"
+    path = ROOT / "runs" / folder.name / "mini.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     return str(path.relative_to(ROOT))

@@ -3,7 +3,7 @@
 The folder is made of OpenMoji drawings at 224 pixels, as PNG, in subfolders by category. With a store (of `make demo`,
 say), the whole query is timed as people ask it, then once more with the first three experts tried. A second table has
 the embedding alone with images brought to 224 pixels, for a pipeline with a probe of that size, by the estimators that
-configs name. Run with `python benchmarks/select.py runs/demo/store`; docs/benchmarks.md has the figures.
+configs name. Run with `python benchmarks/query.py runs/demo/store`; docs/benchmarks.md has the figures.
 """
 
 from __future__ import annotations
