@@ -54,7 +54,9 @@ def _evidence(library: str, store: str, name: str, results: str) -> tuple[Any, s
 def _made(began: float, source: str, options: dict[str, str]) -> dict[str, str]:
     packages = ("t2v", "numpy", "scipy", "scikit-learn", "matplotlib", "torch")
     return {
-        "command": " ".join(["t2v reproduce", *(f"--{k} {shlex.quote(v)}".removesuffix(" yes") for k, v in options.items() if v)]),
+        "command": " ".join(
+            ["t2v reproduce", *(f"--{k} {shlex.quote(v)}".removesuffix(" yes") for k, v in options.items() if v)]
+        ),
         "from": source,
         "versions": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -74,7 +76,8 @@ def reproduce_command(
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="Default: runs/reproduce/LIBRARY.")] = "",
     bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 2000,
     fast: Annotated[
-        bool, typer.Option("--fast", help="MODEL2VEC by its form for many tasks: they are left out in folds, not singly.")
+        bool,
+        typer.Option("--fast", help="MODEL2VEC by its form for many tasks: they are left out in folds, not singly."),
     ] = False,
 ) -> None:
     """Make the paper's Tables 1 and 2, Figures 1 to 4 and its claims, ours beside the paper's.

@@ -13,7 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import replicas
 
-COMMANDS = ["run", "select", "embed", "tasks", "fetch", "plan", "transfer", "experts", "report", "probes", "ui", "reproduce"]
+COMMANDS = [
+    "run",
+    "select",
+    "embed",
+    "tasks",
+    "fetch",
+    "plan",
+    "transfer",
+    "experts",
+    "report",
+    "probes",
+    "ui",
+    "reproduce",
+]
 
 
 def t2v(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
