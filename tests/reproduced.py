@@ -122,7 +122,7 @@ def evidence(kind: str = "perfect", *, seed: int = 0, **changes: Any) -> Evidenc
 def runs(selected: dict[int, float], generic: dict[int, float], best: dict[int, float]) -> pd.DataFrame:
     """Fine-tuning runs on two tasks and at some sizes: frozen errors as given, fine-tuned ones 0.01 below."""
     out = []
-    for task in ("a/top=t0/species=s00", "a/top=t1/species=s10"):
+    for task in (f"a/top=t{top}/species=s{top}{sub}" for top, sub in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (2, 1))):
         for expert, errors in (
             ("picked", selected),
             ("generic", generic),

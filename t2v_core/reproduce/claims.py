@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+FEWEST = 5
+"""Tasks below which an interval by resampling says nothing."""
+
+
 class Verdict(StrEnum):
     """What the interval says."""
 
@@ -82,7 +86,10 @@ def judge(value: float, low: float, high: float, null: float = 0.0) -> Verdict:
 def _claim(
     texts: tuple[str, str, str], measured: tuple[float, float, float], n: int, detail: str = "", null: float = 0.0
 ) -> Claim:
-    return Claim(*texts, *measured, null, judge(*measured, null), n, detail)
+    verdict = judge(*measured, null)
+    if n < FEWEST and verdict is not Verdict.NO_DATA:
+        verdict, detail = Verdict.NOT_SHOWN, "; ".join(filter(None, [detail, f"{n} tasks are too few for a verdict"]))
+    return Claim(*texts, *measured, null, verdict, n, detail)
 
 
 def _nothing(texts: tuple[str, str, str], why: str) -> Claim:

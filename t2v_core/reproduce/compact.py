@@ -147,6 +147,9 @@ def read_compact(
         f"Embeddings are a sample of {vectors.shape[1]:,} filters; distances between tasks were made of all of them.",
         "Domain embeddings are rebuilt from their cosine distances, at length one.",
     ]
+    runs = pq.read_table(transfer).to_pandas() if transfer and transfer.is_file() else None
+    if runs is not None and not set(runs["expert"]) <= set(experts["expert"]):
+        notes.append("Figure 4's runs are of another library: its experts are not among these.")
     return Evidence(
         profile=profile,
         tasks=tasks,
@@ -156,7 +159,7 @@ def read_compact(
         embeddings=_embeddings(ids, vectors, t0, layout["layer"].tolist(), tasks, domains),
         trained_on={e: tuple(on) for e, on in zip(experts["expert"], experts["tasks"], strict=True)},
         errors=errors.to_numpy(np.float64),
-        transfer=pq.read_table(transfer).to_pandas() if transfer and transfer.is_file() else None,
+        transfer=runs,
         probes=read_probes(probes, dict(zip(ids, domains, strict=True))) if probes else {},
         notes=tuple(notes),
     )
