@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import time
 from typing import Any
 
@@ -161,7 +162,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _slug(text: str) -> str:
-    return text.replace(" ", "_").lower()
+    """A name as MLflow allows it in a metric: letters, digits and ``_ - .``."""
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_")
 
 
 def _track(
