@@ -19,6 +19,7 @@ from flows.ingest import ingest
 from flows.report import ReportParams, report
 from flows.train_experts import train_experts
 from t2v_core.evaluation import LEFT_OUT
+from t2v_core.metatasks import EVERYTHING
 
 __all__ = ["STAGES", "PipelineParams", "pipeline"]
 
@@ -44,6 +45,8 @@ def _summary(params: PipelineParams, stages: list[StageResult]) -> dict[str, Any
     with open_run(params) as run:
         record, where = run.pointed("selection"), run.pointed("report")
         table = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
+        table = table[table["meta_task"] == EVERYTHING]
+        table = table.astype(object).where(table.notna(), None)  # JSON has no NaN
         return {
             "name": run.config.name,
             "store": run.store.url,
