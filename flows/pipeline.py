@@ -50,6 +50,8 @@ def _summary(params: PipelineParams, stages: list[StageResult]) -> dict[str, Any
     with open_run(params) as run:
         record, where = run.pointed("selection"), run.pointed("report")
         table = run.store.read_table(f"{record['prefix']}/table.parquet").to_pandas()
+        table = table[table["meta_task"] == EVERYTHING]
+        table = table.astype(object).where(table.notna(), None)  # JSON has no NaN
         return {
             "name": run.config.name,
             "store": run.store.url,
