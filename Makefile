@@ -1,6 +1,7 @@
 # The two commands of the README are `make demo` and `make test`. Both install first, once.
 
 VENV ?= .venv
+JOBS ?= 2
 PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
@@ -32,8 +33,8 @@ rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes o
 reproduce: $(STAMP)  ## the paper's tables, figures and claims from the rehearsal's compact results
 	$(BIN)/t2v reproduce --library rehearsal
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, in JOBS processes (2)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 stack: $(STAMP)  ## all servers on this machine, health-checked, with deployments; Ctrl-C stops them. STACK_ENV=FILE sets more
 	$(STACK) up --env-file '$(STACK_ENV)'
