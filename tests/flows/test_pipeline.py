@@ -181,7 +181,7 @@ def check_run_again(config_path: str, store: str) -> None:
     script = "import sys; sys.modules['prefect'] = None; from flows.cli import main; main()"
     command = [sys.executable, "-c", script, "run", config_path, "--store", store]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert "Nothing to do: all 20 units" in answer.stdout
+    assert "Nothing to do: all 21 units" in answer.stdout
     assert "MODEL2VEC" in answer.stdout
     assert "Where to look next" in answer.stdout
 
