@@ -38,7 +38,7 @@ from t2v_core.served import COLUMNS
 from t2v_core.transferability import METHODS
 from t2v_core.verify import split_of
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
