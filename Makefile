@@ -9,7 +9,7 @@ STAMP = $(VENV)/.installed
 .DEFAULT_GOAL = help
 STACK_ENV ?=
 STACK = $(BIN)/python -m infra.stack
-.PHONY: help install demo rehearsal reproduce test stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest bench-selection format clean
+.PHONY: help install demo rehearsal reproduce test soak stack stack-stop stack-status stack-test stack-faults check audit image-test bench bench-task bench-ingest bench-selection format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ reproduce: $(STAMP)  ## the paper's tables, figures and claims from the rehearsa
 
 test: $(STAMP)  ## all tests, in JOBS processes (2)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+soak: $(STAMP)  ## tests of real servers that are too slow for every time: PostgreSQL, authentication, planted secrets, a light stack
+	$(BIN)/python -m pytest -m soak tests --ignore=tests/stack/test_person.py --ignore=tests/stack/test_kills.py
 
 stack: $(STAMP)  ## all servers on this machine, health-checked, with deployments; Ctrl-C stops them. STACK_ENV=FILE sets more
 	$(STACK) up --env-file '$(STACK_ENV)'

@@ -46,6 +46,7 @@ def test_prefect_refuses_without_its_auth_string(tmp_path: Path) -> None:
     assert "planted-auth-string" not in (tmp_path / "server.log").read_text()
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.timeout(600)
 def test_the_first_steps_on_a_new_stack(tmp_path: Path, s3_environment: str) -> None:

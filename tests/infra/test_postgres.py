@@ -71,6 +71,7 @@ def _postgres(folder: Path) -> Iterator[int]:
         server.wait(30)
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.timeout(600)
 def test_servers_keep_their_data_in_postgres(tmp_path: Path) -> None:

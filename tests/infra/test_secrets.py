@@ -71,6 +71,7 @@ def _objects(url: str) -> Iterator[tuple[str, bytes]]:
             yield item["Key"], s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.timeout(900)
 def test_nothing_that_a_run_writes_holds_a_secret(

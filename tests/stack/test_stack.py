@@ -133,6 +133,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert not stack.manager.running()
 
 
+@pytest.mark.soak
 @pytest.mark.server
 def test_a_light_stack_starts_falls_ill_comes_back_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 server and Dask: a store on it holds what the contract wants, a killed process is back, nothing is left."""
