@@ -33,10 +33,10 @@ rehearsal: $(STAMP)  ## 1,558 tasks x 157 experts on small images; hours, goes o
 reproduce: $(STAMP)  ## the paper's tables, figures and claims from the rehearsal's compact results
 	$(BIN)/t2v reproduce --library rehearsal
 
-test: $(STAMP)  ## all tests, in JOBS processes (2)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+test: $(STAMP)  ## all tests, in JOBS processes (2) of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-soak: $(STAMP)  ## tests of real servers that are too slow for every time: PostgreSQL, authentication, planted secrets, a light stack
+soak: $(STAMP)  ## tests of real servers that are too slow for every time: PostgreSQL, authentication, planted secrets, a lost machine, a light stack
 	$(BIN)/python -m pytest -m soak tests --ignore=tests/stack/test_person.py --ignore=tests/stack/test_kills.py
 
 stack: $(STAMP)  ## all servers on this machine, health-checked, with deployments; Ctrl-C stops them. STACK_ENV=FILE sets more

@@ -205,6 +205,7 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
     } <= names
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.timeout(600)
 def test_two_nightlies_at_once(server: Server, config: Callable[..., str], tmp_path: Path) -> None:

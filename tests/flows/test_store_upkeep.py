@@ -63,6 +63,7 @@ def collecting(store: Store, grace: float) -> Iterator[dict[str, int]]:
     assert not failed, failed
 
 
+@pytest.mark.soak
 def test_settings_that_change_leave_garbage_and_nothing_that_is_wanted_goes(
     params: StageParams, config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def command(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.soak
 def test_a_lost_machine_comes_back_from_its_backup(
     config: Callable[..., str], prefect_api: None, dask_cluster: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows._keys import TRANSFER
@@ -33,7 +34,13 @@ def small(config: Callable[..., str], tmp_path: Path, dask: str, **spec: object)
     return StageParams(config=path, store=str(tmp_path / "store"), dask=dask)
 
 
-def test_runs_of_two_starts(config: Callable[..., str], tmp_path: Path, prefect_api: None, dask_cluster: str) -> None:
+def test_runs_of_two_starts(
+    config: Callable[..., str],
+    tmp_path: Path,
+    prefect_api: None,
+    dask_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     params = small(config, tmp_path, dask_cluster)
     ingest(params)
     train_experts(params)
@@ -48,9 +55,8 @@ def test_runs_of_two_starts(config: Callable[..., str], tmp_path: Path, prefect_
     assert sorted(one["seed"]) == [0, 1]
     again = transfer(params)
     assert (again.done, again.reused) == (0, 16)
-    answer = CliRunner().invoke(
-        app, ["transfer", params.config, "--store", params.store, "--dask", dask_cluster], env={"COLUMNS": "160"}
-    )
+    monkeypatch.setattr("flows.cli.out", Console(highlight=False, width=160))
+    answer = CliRunner().invoke(app, ["transfer", params.config, "--store", params.store, "--dask", dask_cluster])
     assert answer.exit_code == 0, answer.output
     assert "digits-expert" in answer.output
     assert "16 there already" in answer.output

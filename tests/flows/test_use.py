@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import contextlib
 import json
 import math
 import os
@@ -220,6 +221,7 @@ def test_the_registered_model_answers_over_http(made: Made, tmp_path: Path) -> N
     ]
     command += ["-h", "127.0.0.1", "--env-manager", "local", "-w", "1"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": summary["mlflow"], "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
     # Elsewhere, where neither t2v's own folder nor an installed copy is at hand but the one that the model carries.
     environment.pop("PYTHONPATH", None)
     with (tmp_path / "serve.log").open("wb") as log:
@@ -245,7 +247,8 @@ def test_the_registered_model_answers_over_http(made: Made, tmp_path: Path) -> N
         with opener.open(request, timeout=60) as answer:
             rows = json.load(answer)["predictions"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself, and says why
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
     assert [(r["query"], r["rank"]) for r in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     selector, _ = newest_selector(Store(params.store))
