@@ -74,7 +74,9 @@ def test_old_runs_of_mlflow_go_and_the_champion_stays(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     uri, before = f"sqlite:///{tmp_path / 'mlflow.db'}", mlflow.get_tracking_uri()
+    registry = mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)  # a flow that ran before in this process has set its own
     try:
         experiment = mlflow.create_experiment("t2v mini", artifact_location=(tmp_path / "artifacts").as_uri())
         runs, client = [], mlflow.MlflowClient()
@@ -104,3 +106,4 @@ def test_old_runs_of_mlflow_go_and_the_champion_stays(tmp_path: Path) -> None:
         assert module.prune(uri, 1, delete=True) == []
     finally:
         mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(registry)
