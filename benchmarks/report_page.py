@@ -22,16 +22,17 @@ import pandas as pd
 
 from t2v_core.annotations import Annotations
 from t2v_core.arrange import arrange
-from t2v_core.baselines import generic_scores, oracle_scores, static_scores
 from t2v_core.config import load_config
-from t2v_core.evaluation import ALL, LEFT_OUT
+from t2v_core.evaluation import ALL, DOMAIN_LEFT_OUT, LEFT_OUT
 from t2v_core.images import decode_image
+from t2v_core.leave_out import other_groups_mean
 from t2v_core.library import resolve_task
 from t2v_core.packing import plan_source
 from t2v_core.preview import preview_library
 from t2v_core.report import render_report
 from t2v_core.report_data import ReportData, StageLine
 from t2v_core.selection import choose, compare_selectors, conclusions
+from t2v_core.selectors.generic import generic_scores
 from t2v_core.sources import open_source
 from t2v_core.thumbnails import Thumbnail, make_thumbnail, pick_images, thumbnail_size
 
@@ -39,8 +40,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "rehearsal"
 sys.path.append(str(ROOT / "tests"))
 from chromium import chromium, missing  # noqa: E402
-
-DOMAIN_OUT = "own domain left out"
 
 
 def _square(upper: np.ndarray, n: int) -> np.ndarray:
@@ -82,11 +81,12 @@ def rehearsal_page_data(limit: int | None = None) -> ReportData:
     source_of = np.array([next(iter(on)).split("/")[0] if on else "" for on in trained])
     near = source_of[None, :] == tasks["source"].to_numpy()[:, None]
     tables, details, chosen = [], {}, np.zeros(0)
-    for reading, hidden in ((LEFT_OUT, own), (ALL, np.zeros_like(own)), (DOMAIN_OUT, near)):
+    rows, others = np.arange(len(tasks)), np.where(own, np.nan, errors)
+    for reading, hidden in ((LEFT_OUT, own), (ALL, np.zeros_like(own)), (DOMAIN_LEFT_OUT, near)):
         scores = {
-            "oracle": oracle_scores(errors),
+            "oracle": errors,
             "generic": generic_scores(errors),
-            "static": static_scores(errors, own),
+            "static": other_groups_mean(others - np.nanmean(others, 1, keepdims=True), rows),
             "domain distance": to_expert_domain,
             "TASK2VEC": to_expert,
         }
@@ -94,7 +94,6 @@ def rehearsal_page_data(limit: int | None = None) -> ReportData:
         tables.append(table.assign(reading=reading, note=""))
         if reading == LEFT_OUT:
             chosen = choose(to_expert, ~hidden)
-    rows = np.arange(len(tasks))
     oracle = np.where(own, np.inf, errors).min(1)
     page_tasks = pd.DataFrame(
         {

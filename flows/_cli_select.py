@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_options import NameOption, StoreOption
+
 if TYPE_CHECKING:
     from flows._query import Answer
 
@@ -125,13 +127,8 @@ def _as_json(answer: Answer, top: int) -> str:
 
 def select(
     path: Annotated[str, typer.Argument(help="Folder with a subfolder of images for each class.")],
-    store: Annotated[
-        str,
-        typer.Option(
-            "--store", metavar="URL", help="Folder or s3://bucket/prefix. Default: T2V_STORE, else runs/NAME/store."
-        ),
-    ] = "",
-    name: Annotated[str, typer.Option("--name", help="Name of the pipeline's config.")] = "",
+    store: StoreOption = "",
+    name: NameOption = "",
     top: Annotated[int, typer.Option(min=1, help="How many experts to show.")] = 10,
     verify: Annotated[
         int, typer.Option("--verify", metavar="K", min=0, help="Try the first K: a head on their features.")

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows._cli_options import StoreOption
+
 if TYPE_CHECKING:
     from flows._store import Store
 
@@ -34,12 +36,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 @store_app.callback()
 def store_callback(
     context: typer.Context,
-    store: Annotated[
-        str,
-        typer.Option(
-            "--store", metavar="URL", help="Folder or s3://bucket/prefix. Default: T2V_STORE, else runs/NAME/store."
-        ),
-    ] = "",
+    store: StoreOption = "",
     name: Annotated[str, typer.Option("--name", help="Name of the run whose store is meant.")] = "demo",
 ) -> None:
     """Open the store."""

@@ -8,7 +8,7 @@ from PIL import Image
 
 from flows._data import annotations, decode_rows
 from flows._keys import EMBEDDINGS, ERROR_MATRIX
-from flows._links import without_secret
+from flows._links import mlflow_link, without_secret
 from flows._results import Results
 from flows._settings import mlflow_uri
 from flows._stage import Run
@@ -59,18 +59,19 @@ def costs(results: Results) -> tuple[CostLine, ...]:
     )
 
 
-def links(run: Run, selection: str, mlflow_run: str) -> tuple[Link, ...]:
+def links(run: Run, selection: str, experiment: str, mlflow_run: str) -> tuple[Link, ...]:
     """Where the run and its results lie; paths in the store are relative to the page, which lies in ``reports/``.
 
     Args:
         run: of the pipeline.
         selection: folder of the selection.
-        mlflow_run: its id in MLflow.
+        experiment: its id in MLflow.
+        mlflow_run: likewise of the run.
     """
     uri = without_secret(mlflow_uri(run.config.name))
-    page = f"{uri.rstrip('/')}/#/runs/{mlflow_run}" if uri.startswith(("http://", "https://")) else ""
+    page = mlflow_link(experiment, mlflow_run, uri)
     return (
-        Link("MLflow run", f"{mlflow_run} in {uri}", page),
+        Link("MLflow run", f"{mlflow_run} in {uri}", page if page != uri else ""),
         Link("Store", without_secret(run.store.url)),
         Link("Embeddings", EMBEDDINGS, f"../{EMBEDDINGS}"),
         Link("Error matrix", ERROR_MATRIX, f"../{ERROR_MATRIX}"),

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from flows._cli_backup import store_app
 from flows._cli_experts import experts_app
+from flows._cli_options import NameOption, StoreOption
 from flows._cli_reproduce import reproduce_command
 from flows._cli_select import progress_bar, say_rejected, select
 from flows._cli_tasks import fetch_data, tasks_app
-from flows._guard import guard_server
 from flows._settings import embedded_services, mlflow_uri, prefect_home, store_url
 from t2v_core.errors import ConfigError, T2VError
 
@@ -46,13 +46,6 @@ app.command("select")(select)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store", metavar="URL", help="Folder or s3://bucket/prefix. Default: T2V_STORE, else runs/NAME/store."
-    ),
-]
-NameOption = Annotated[str, typer.Option("--name", help="Name of the pipeline's config.")]
 DaskOption = Annotated[
     str,
     typer.Option(
@@ -160,6 +153,8 @@ def run(
             )
             return
     embedded_services(loaded.name)
+    from flows._guard import guard_server
+
     guard_server()
     out.print(
         f"t2v run: {escape(config)}, store {escape(store_url(store, loaded.name))}; starting Prefect and Dask ..."
@@ -253,6 +248,8 @@ def transfer(
     from t2v_core.config import load_config
 
     embedded_services(load_config(config).name)
+    from flows._guard import guard_server
+
     guard_server()
     from flows._progress import listen, terminal_listener
     from flows._registered import configured

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows._blocks import block_payload, wanted_blocks
 from flows._data import Extractor, read_cells, source_record
 from flows._features import blocks
 from flows._keys import BLOCK_UNITS, block_key
@@ -14,9 +15,7 @@ from flows._outcome import StageFailed, failed_in_words, too_many_failed
 from flows._pages import show_failures, show_stage
 from flows._stage import Run, StageParams, StageResult, Unit, features_units, open_run, run_units, threads
 from flows._units import compact_unit, evaluate_unit, features_unit
-from flows.ingest import library_of
 from t2v_core.library import Task
-from t2v_core.matrix import wanted_cells
 
 __all__ = ["evaluate_experts"]
 
@@ -40,32 +39,16 @@ class _Pair:
 def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: list[Task], part: str) -> Unit:
     extractor = Extractor.model_validate(expert["extractor"])
     key = block_key(expert["name"], expert["digest"], extractor.image_size, prefix, tasks, run.config.evaluation)
-    payload = {
-        "key": key,
-        "expert": expert["name"],
-        "digest": expert["digest"],
-        "extractor": extractor.model_dump(),
-        "prefix": prefix,
-        "tasks": [t.spec.model_dump(mode="json") for t in tasks],
-        "task_fingerprints": [t.fingerprint for t in tasks],
-        "evaluation": run.config.evaluation.model_dump(mode="json"),
-    }
-    return Unit(f"{expert['name']} on {source}{part}", key, payload)
+    return Unit(f"{expert['name']} on {source}{part}", key, block_payload(run, key, expert, prefix, tasks))
 
 
 def _pairs(run: Run) -> list[_Pair]:
-    sources, experts = run.pointed("sources")["sources"], run.pointed("experts")["experts"]
-    library = library_of(run)
-    rules, names = run.config.evaluation.meta_tasks, [e["name"] for e in experts]
-    wanted = {e: set(t) for e, t in wanted_cells(rules, names, [t.task_id for t in library.tasks]).items()}
     pairs = []
-    for name, tasks in library.by_source().items():
-        for expert in experts:
-            if own := [t for t in tasks if t.task_id in wanted[expert["name"]]]:
-                parts = blocks(own, source_record(run.store.url, sources[name])["n_images"])
-                said = [f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "" for i in range(len(parts))]
-                made = [_unit(run, expert, name, sources[name], p, s) for p, s in zip(parts, said, strict=True)]
-                pairs.append(_Pair(expert, name, sources[name], tuple(made)))
+    for expert, source, prefix, tasks in wanted_blocks(run):
+        parts = blocks(tasks, source_record(run.store.url, prefix)["n_images"])
+        said = [f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "" for i in range(len(parts))]
+        made = [_unit(run, expert, source, prefix, p, s) for p, s in zip(parts, said, strict=True)]
+        pairs.append(_Pair(expert, source, prefix, tuple(made)))
     return pairs
 
 

@@ -196,7 +196,7 @@ def report(params: ReportParams) -> StageResult:
                 [*stages, result] if stages else [],
             )
             # The page in the store names the MLflow run, so it is written when that is there.
-            data = replace(data, links=links(run, record["prefix"], mlflow_run))
+            data = replace(data, links=links(run, record["prefix"], experiment_id(run.config.name), mlflow_run))
             run.store.replace(key, render_report(data, arrangement).encode())
         run.point(
             "report",

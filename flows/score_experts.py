@@ -6,14 +6,13 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from flows._blocks import block_payload, wanted_blocks
 from flows._data import Extractor
 from flows._keys import SCORE_UNITS, score_key
 from flows._score_units import heads_key, score_unit
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import compact_unit
-from flows.ingest import library_of
 from t2v_core.library import Task
-from t2v_core.matrix import wanted_cells
 
 __all__ = ["score_experts"]
 
@@ -23,18 +22,8 @@ def _unit(run: Run, expert: dict[str, Any], source: str, prefix: str, tasks: lis
     heads = heads_key(run.store, extractor)
     made_of = (config.scoring, config.evaluation.precision, heads)
     key = score_key(expert["name"], expert["digest"], extractor.image_size, prefix, tasks, *made_of)
-    payload = {
-        "key": key,
-        "expert": expert["name"],
-        "digest": expert["digest"],
-        "extractor": extractor.model_dump(),
-        "heads": heads,
-        "prefix": prefix,
-        "tasks": [t.spec.model_dump(mode="json") for t in tasks],
-        "task_fingerprints": [t.fingerprint for t in tasks],
-        "scoring": config.scoring.model_dump(mode="json"),
-        "evaluation": config.evaluation.model_dump(mode="json"),
-    }
+    payload = block_payload(run, key, expert, prefix, tasks)
+    payload |= {"heads": heads, "scoring": config.scoring.model_dump(mode="json")}
     return Unit(f"{expert['name']} on {source}", key, payload)
 
 
@@ -45,16 +34,7 @@ def score_experts(params: StageParams) -> StageResult:
         if not run.config.scoring.methods:
             get_run_logger().info("score experts: the config names no methods in scoring.methods; nothing to do")
             return StageResult(stage="score experts")
-        sources, experts = run.pointed("sources")["sources"], run.pointed("experts")["experts"]
-        library = library_of(run)
-        rules, names = run.config.evaluation.meta_tasks, [e["name"] for e in experts]
-        wanted = {e: set(t) for e, t in wanted_cells(rules, names, [t.task_id for t in library.tasks]).items()}
-        units = [
-            _unit(run, expert, name, sources[name], own)
-            for name, tasks in library.by_source().items()
-            for expert in experts
-            if (own := [t for t in tasks if t.task_id in wanted[expert["name"]]])
-        ]
+        units = [_unit(run, *block) for block in wanted_blocks(run)]
         # A unit needs no GPU: the features are in the store since the experts were evaluated.
         result = run_units(run, "score experts", score_unit, units, folder=SCORE_UNITS)
         compact_unit(run.store.url, {"dataset": "transferability"})

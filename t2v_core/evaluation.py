@@ -35,6 +35,7 @@ __all__ = [
     "OURS",
     "SelectionResult",
     "build_problem",
+    "evaluate_meta_task",
     "evaluate_problem",
     "evaluate_selectors",
     "judged_rows",
@@ -195,6 +196,63 @@ def build_problem(
     )
 
 
+def evaluate_meta_task(
+    whole: Problem,
+    matrix: ErrorMatrix,
+    trained_on: Mapping[str, Sequence[str]],
+    meta: MetaTask,
+    spec: SelectionSpec,
+    *,
+    extra: Mapping[str, np.ndarray] | None = None,
+    model2vec: Mapping[tuple[str, str], np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+    readings: Sequence[str] = READINGS,
+    compared: Sequence[str] = (),
+    against: Sequence[str] = (),
+) -> SelectionResult:
+    """Every selector on one meta-task; its ``choices`` name tasks and experts.
+
+    Args:
+        whole: the problem of the whole matrix, see `build_problem`.
+        matrix: error matrix.
+        trained_on: expert to the tasks it was trained on.
+        meta: rows and columns.
+        spec: floor, bootstrap, selectors.
+        extra: as for `evaluate_selectors`.
+        model2vec: likewise.
+        names: selectors; default: as for `evaluate_problem`.
+        readings: those in which nothing can be judged are left out.
+        compared: selectors to compare in words, own experts left out.
+        against: with these.
+
+    Raises:
+        DataError: no task of it can be judged.
+    """
+    rows = judged_rows(matrix, meta)
+    if not len(rows):
+        raise DataError(f"meta-task {meta.name!r}: no task has two experts that were tried on it and not trained on it")
+    cells = np.ix_(rows, meta.columns)
+    problem, same = whole.part(rows, meta.columns), own_domain(matrix.task_ids, trained_on)[cells]
+    # Where nothing but a task's own domain is left, that reading cannot be judged, and is not shown.
+    known, made = np.isfinite(problem.errors), model2vec or {}
+    shown = [r for r in readings if _judgeable(problem, candidates_of(r, known, problem.own, same)).any()]
+    table, choices, pairs = evaluate_problem(
+        problem,
+        same,
+        spec,
+        extra={name: np.asarray(value)[cells] for name, value in (extra or {}).items()},
+        made={r: {"MODEL2VEC": made[meta.name, r]} for r in shown if (meta.name, r) in made},
+        names=names,
+        readings=shown,
+    )
+    first = choices[choices["reading"] == LEFT_OUT]
+    words = conclusions(first, list(compared), list(against), spec, problem.groups) if compared else []
+    experts = np.array([*np.array(matrix.experts, object)[meta.columns], ""], object)
+    choices["task_id"] = np.array(matrix.task_ids, object)[rows][choices.pop("task").to_numpy()]
+    choices["expert"] = experts[choices["expert"].to_numpy()]
+    return SelectionResult(table, choices, tuple(words), pairs)
+
+
 def evaluate_selectors(
     matrix: ErrorMatrix,
     embeddings: EmbeddingTable,
@@ -225,36 +283,25 @@ def evaluate_selectors(
     if not matrix.judged().any():
         raise DataError("no task has two experts that were tried on it and not trained on it; nothing can be judged")
     whole = build_problem(matrix, embeddings, trained_on, settings, taxonomy=taxonomy)
-    same = own_domain(matrix.task_ids, trained_on)
     parts: dict[str, list[pd.DataFrame]] = {"table": [], "choices": [], "pairs": []}
-    words: list[str] = []
+    words: tuple[str, ...] = ()
     for meta in make_meta_tasks(spec.meta_tasks, matrix.experts, matrix.task_ids):
-        rows = judged_rows(matrix, meta)
-        if not len(rows):
-            raise DataError(f"meta-task {meta.name!r}: no task has two experts that were not trained on it")
-        cells = np.ix_(rows, meta.columns)
-        problem = whole.part(rows, meta.columns)
-        # Where nothing but a task's own domain is left, that reading cannot be judged, and is not shown.
-        known = np.isfinite(problem.errors)
-        shown = [r for r in READINGS if _judgeable(problem, candidates_of(r, known, problem.own, same[cells])).any()]
-        table, choices, pairs = evaluate_problem(
-            problem,
-            same[cells],
+        compared = [*OURS, "domain distance", "task neighbours"] if meta.name == EVERYTHING else []
+        found = evaluate_meta_task(
+            whole,
+            matrix,
+            trained_on,
+            meta,
             spec,
-            extra={name: np.asarray(value)[cells] for name, value in (extra or {}).items()},
-            made={r: {"MODEL2VEC": model2vec[meta.name, r]} for r in shown if (meta.name, r) in model2vec},
-            readings=shown,
+            extra=extra,
+            model2vec=model2vec,
+            compared=compared,
+            against=["generic", "static"],
         )
-        if meta.name == EVERYTHING:
-            first = choices[choices["reading"] == LEFT_OUT]
-            words = conclusions(
-                first, [*OURS, "domain distance", "task neighbours"], ["generic", "static"], spec, problem.groups
-            )
-        experts = np.array([*np.array(matrix.experts, object)[meta.columns], ""], object)
-        choices["task_id"] = np.array(matrix.task_ids, object)[rows][choices.pop("task").to_numpy()]
-        choices["expert"] = experts[choices["expert"].to_numpy()]
-        for name, frame in (("table", table), ("choices", choices), ("pairs", pairs)):
+        words = found.conclusions or words
+        for name, frames in parts.items():
+            frame: pd.DataFrame = getattr(found, name)
             frame.insert(0, "meta_task", meta.name)
-            parts[name].append(frame)
+            frames.append(frame)
     joined = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    return SelectionResult(joined["table"], joined["choices"], tuple(words), joined["pairs"])
+    return SelectionResult(joined["table"], joined["choices"], words, joined["pairs"])

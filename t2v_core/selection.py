@@ -14,6 +14,7 @@ from t2v_core.ranking import random_ranks, rank_measures
 
 __all__ = [
     "RelativeIncrease",
+    "bootstrap_interval",
     "choose",
     "compare_selectors",
     "conclusions",
@@ -56,7 +57,9 @@ def _candidate_mask(errors: np.ndarray, own: np.ndarray | None) -> np.ndarray:
     return np.asarray(mask)
 
 
-def _interval(values: np.ndarray, spec: SelectionSpec, groups: np.ndarray | None = None) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray, spec: SelectionSpec, groups: np.ndarray | None = None
+) -> tuple[float, float]:
     """Percentiles of bootstrap means ``[T]``; whole groups of tasks are drawn where they are given."""
     rng = np.random.default_rng(spec.seed)
     _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
@@ -113,7 +116,7 @@ def relative_error_increase(
         )
     oracle = np.where(mask, errors, np.inf).min(1)
     ratio = _ratios(errors[rows, selected], oracle, floor)
-    low, high = _interval(ratio, spec or SelectionSpec())
+    low, high = bootstrap_interval(ratio, spec or SelectionSpec())
     return RelativeIncrease(float(ratio.mean()), low, high, float(np.median(ratio)), ratio)
 
 
@@ -179,8 +182,8 @@ def compare_selectors(
             ratio = _ratios(error, oracle, spec.floor)
             top1 = (error == oracle).astype(np.float64)
             ranked = rank_measures(masked, scores)
-        low, high = _interval(ratio, spec, groups)
-        absolute_low, absolute_high = _interval(error - oracle, spec, groups)
+        low, high = bootstrap_interval(ratio, spec, groups)
+        absolute_low, absolute_high = bootstrap_interval(error - oracle, spec, groups)
         table.append(
             {
                 "method": name,
@@ -234,8 +237,8 @@ def paired_differences(
                 continue
             difference = (wide[method] - wide[yardstick]).to_numpy()
             relative = (ratio[method] - ratio[yardstick]).to_numpy()
-            low, high = _interval(difference, spec, group)
-            relative_low, relative_high = _interval(relative, spec, group)
+            low, high = bootstrap_interval(difference, spec, group)
+            relative_low, relative_high = bootstrap_interval(relative, spec, group)
             rows.append(
                 {
                     "method": method,

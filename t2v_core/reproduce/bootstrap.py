@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from t2v_core.config import SelectionSpec
+from t2v_core.selection import bootstrap_interval
 
 __all__ = ["group_weights", "interval", "mean_interval", "pair_correlation", "rank_correlation"]
 
@@ -42,10 +43,7 @@ def _resampled(
 
 def mean_interval(values: np.ndarray, groups: np.ndarray, spec: SelectionSpec) -> tuple[float, float, float]:
     """(mean, low, high) of ``[T]`` values."""
-    weights = group_weights(groups, spec)
-    with np.errstate(invalid="ignore"):
-        low, high = interval(weights @ values / weights.sum(1), spec)
-    return float(values.mean()), low, high
+    return float(values.mean()), *bootstrap_interval(values, spec, groups)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:

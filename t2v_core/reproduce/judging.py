@@ -11,13 +11,12 @@ import pandas as pd
 from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
 from t2v_core.distances import taxonomic_matrix
 from t2v_core.errors import DataError
-from t2v_core.evaluation import build_problem, evaluate_problem, judged_rows
+from t2v_core.evaluation import SelectionResult, build_problem, evaluate_meta_task
 from t2v_core.matrix import ErrorMatrix
-from t2v_core.metatasks import LEFT_OUT, READINGS, MetaTask, candidates_of, make_meta_tasks, own_domain
+from t2v_core.metatasks import LEFT_OUT, READINGS, MetaTask, make_meta_tasks
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.bootstrap import mean_interval
 from t2v_core.reproduce.evidence import Evidence
-from t2v_core.selection import conclusions
 
 __all__ = ["BY_PROBE", "Judged", "expert_taxonomy", "judge_meta_tasks", "judge_probes"]
 
@@ -66,7 +65,7 @@ def _judge(
     *,
     names: Sequence[str] | None = None,
     readings: Sequence[str] = READINGS,
-) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+) -> SelectionResult:
     """One meta-task: table, choices with names, and the comparisons in words.
 
     Args:
@@ -105,21 +104,17 @@ def _judge(
         taxonomy=None if taxonomy is None else taxonomy[rows],
     )
     its = np.array([i for i, t in enumerate(table.task_ids) if t in wanted])
-    judged = judged_rows(matrix, MetaTask(rule.name, its, chosen.columns))
-    if not len(judged):
-        raise DataError(f"meta-task {rule.name!r}: no task has two experts that were tried on it")
-    problem = whole.part(judged, chosen.columns)
-    same = own_domain([table.task_ids[i] for i in judged], evidence.trained_on)[:, chosen.columns]
-    known = np.isfinite(problem.errors)
-    shown = [r for r in readings if (candidates_of(r, known, problem.own, same).sum(1) >= 2).any()]
-    found, choices, _ = evaluate_problem(problem, same, selection, names=names, readings=shown)
-    words = conclusions(
-        choices[choices["reading"] == LEFT_OUT], list(COMPARED), list(YARDSTICKS), selection, problem.groups
+    return evaluate_meta_task(
+        whole,
+        matrix,
+        evidence.trained_on,
+        MetaTask(rule.name, its, chosen.columns),
+        selection,
+        names=names,
+        readings=readings,
+        compared=COMPARED,
+        against=YARDSTICKS,
     )
-    experts = np.array([*np.array(evidence.experts, object)[chosen.columns], ""], object)
-    choices["task_id"] = np.array(table.task_ids, object)[judged][choices.pop("task").to_numpy()]
-    choices["expert"] = experts[choices["expert"].to_numpy()]
-    return found, choices, words
 
 
 def judge_meta_tasks(
@@ -146,10 +141,10 @@ def judge_meta_tasks(
     tables, choices, words = [], [], []
     for rule in evidence.profile.meta_tasks:
         told(rule.name)
-        table, detail, said = _judge(evidence, rule, evidence.embeddings, selection, model2vec, names=names)
-        tables.append(table.assign(meta_task=rule.name))
-        choices.append(detail.assign(meta_task=rule.name))
-        words += [f"{rule.name}: {sentence}" for sentence in said]
+        found = _judge(evidence, rule, evidence.embeddings, selection, model2vec, names=names)
+        tables.append(found.table.assign(meta_task=rule.name))
+        choices.append(found.choices.assign(meta_task=rule.name))
+        words += [f"{rule.name}: {sentence}" for sentence in found.conclusions]
     return Judged(pd.concat(tables, ignore_index=True), pd.concat(choices, ignore_index=True), tuple(words))
 
 
@@ -181,7 +176,7 @@ def judge_probes(
             own = choices[(choices["meta_task"] == rule.name) & (choices["reading"] == LEFT_OUT)]
         else:
             names = ["oracle", *BY_PROBE[1:]]
-            _, own, _ = _judge(evidence, rule, table, selection, model2vec, names=names, readings=[LEFT_OUT])
+            own = _judge(evidence, rule, table, selection, model2vec, names=names, readings=[LEFT_OUT]).choices
         largest = sorted(own["task_id"].unique(), key=lambda t: (-size[t], t))[:LARGEST]
         for name, part in (("all tasks", own), (f"{LARGEST} largest", own[own["task_id"].isin(largest)])):
             for method in BY_PROBE:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,20 +28,6 @@ from flows._store import Store
 from t2v_core.errors import StoreError
 
 DATASET = "embeddings/part-0.parquet"
-
-
-@pytest.fixture(params=["folder", "memory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return Store(str(tmp_path / "store"))
-    if request.param == "memory":
-        return Store(f"memory://{uuid.uuid4().hex}")
-    return Store(request.getfixturevalue("s3_url"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -14,20 +14,6 @@ from flows._store import Store
 from t2v_core.errors import StoreError
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return Store(str(tmp_path / "store"))
-    if request.param == "memory":
-        return Store(f"memory://{uuid.uuid4().hex}")
-    return Store(request.getfixturevalue("s3_url"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def test_entries_are_the_list_with_sizes_and_times(store: Store) -> None:
     began = time.time()
     assert store.entries() == [] == store.entries("a")

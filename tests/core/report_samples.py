@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from t2v_core.arrange import cosine_distances
-from t2v_core.report_data import CostLine, Failure, Link, ReportData, StageLine
+from t2v_core.report_data import SELECTION_COLUMNS, CostLine, Failure, Link, ReportData, StageLine
 from t2v_core.thumbnails import Thumbnail, make_thumbnail
 
 EVIL = "</script><img src=x onerror=alert(1)>\u2028'\"&amp;{{7*7}}$x^$<a href='https://evil.example'>"
@@ -104,20 +104,6 @@ def make(n_tasks: int, n_experts: int = 12, seed: int = 0, evil: bool = False) -
                     note,
                 )
             )
-    columns = (
-        "reading",
-        "method",
-        "relative_increase",
-        "relative_low",
-        "relative_high",
-        "median_increase",
-        "absolute_difference",
-        "absolute_low",
-        "absolute_high",
-        "top1",
-        "n_tasks",
-        "note",
-    )
     data = ReportData(
         title="Which expert for which task?",
         subtitle="Synthetic tasks on the small probe, 24 November 2026",
@@ -144,7 +130,7 @@ def make(n_tasks: int, n_experts: int = 12, seed: int = 0, evil: bool = False) -
         experts=experts,
         errors=errors,
         own=own,
-        selection=pd.DataFrame(rows, columns=list(columns)),
+        selection=pd.DataFrame(rows, columns=list(SELECTION_COLUMNS)),
         floor=0.005,
         oracle_error=float(oracle.mean()),
         conclusions=(
@@ -200,4 +186,17 @@ def inject(data: ReportData) -> ReportData:
         thumbnails={EVIL + name: replace(strip, names=(EVIL, EVIL)) for name, strip in data.thumbnails.items()},
         links=(Link(EVIL, EVIL, "javascript:alert(1)"), Link(EVIL, EVIL, "https://x.example/" + EVIL)),
         costs=(CostLine(EVIL, 1, 1.0, 1.0),),
+    )
+
+
+def first_tasks(full: ReportData, n_tasks: int) -> ReportData:
+    """The same run with its first tasks only."""
+    return replace(
+        full,
+        tasks=full.tasks.iloc[:n_tasks],
+        embeddings=full.embeddings[:n_tasks],
+        domain_embeddings=full.domain_embeddings[:n_tasks],
+        distances=full.distances[:n_tasks, :n_tasks],
+        errors=full.errors[:n_tasks],
+        own=full.own[:n_tasks],
     )

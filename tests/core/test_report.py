@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_samples import EVIL, GROUPS, OUT, make
+from report_samples import EVIL, GROUPS, OUT, first_tasks, make
 
 from t2v_core.arrange import PALETTE, arrange, cluster, dendrogram_path, groupings, map_tasks
 from t2v_core.errors import DataError
@@ -197,15 +197,8 @@ def test_the_page_holds_the_inputs(n_tasks: int, data: ReportData, text: str) ->
 
 @pytest.mark.parametrize("n_tasks", [0, 1, 2, 5])
 def test_few_tasks(n_tasks: int) -> None:
-    full = make(5, n_experts=3)
     few = replace(
-        full,
-        tasks=full.tasks.iloc[:n_tasks],
-        embeddings=full.embeddings[:n_tasks],
-        domain_embeddings=full.domain_embeddings[:n_tasks],
-        distances=full.distances[:n_tasks, :n_tasks],
-        errors=full.errors[:n_tasks],
-        own=full.own[:n_tasks],
+        first_tasks(make(5, n_experts=3), n_tasks),
         failures=(),
         rejected_images=(),
         skipped_tasks=(),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_samples import make
+from report_samples import first_tasks, make
 
 from t2v_core.arrange import Arrangement, arrange, cosine_distances
 from t2v_core.report import render_report
@@ -214,16 +213,7 @@ def test_without_scripts_the_tables_are_there(browser: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("n_tasks", [0, 1, 2])
 def test_few_tasks_open(browser: Any, tmp_path: Path, n_tasks: int) -> None:
-    full = make(5, n_experts=3)
-    few = replace(
-        full,
-        tasks=full.tasks.iloc[:n_tasks],
-        embeddings=full.embeddings[:n_tasks],
-        domain_embeddings=full.domain_embeddings[:n_tasks],
-        distances=full.distances[:n_tasks, :n_tasks],
-        errors=full.errors[:n_tasks],
-        own=full.own[:n_tasks],
-    )
+    few = first_tasks(make(5, n_experts=3), n_tasks)
     opened = Opened(browser, tmp_path, render_report(few))
     if n_tasks:
         opened.see_all()

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from t2v_core.baselines import generic_scores, oracle_scores, static_scores
 from t2v_core.config import SelectionSpec
 from t2v_core.errors import DataError
 from t2v_core.selection import choose, compare_selectors, conclusions, relative_error_increase
+from t2v_core.selectors import SELECTORS, Problem
 
 ERRORS = np.array([[0.1, 0.2, 0.4], [0.5, 0.4, 0.8], [0.3, 0.6, 0.2]])
 
@@ -102,25 +102,43 @@ def test_choose() -> None:
     assert choose(scores, candidates).tolist() == [1, 1, 1, -1, 1]
 
 
+def scores(name: str, errors: np.ndarray, own: np.ndarray, generic: int = 0) -> np.ndarray:
+    """What a selector that looks at errors alone says; every task is a group by itself."""
+    n_tasks, n_experts = errors.shape
+    problem = Problem(
+        errors=errors,
+        candidates=np.isfinite(errors),
+        own=own,
+        tasks=np.ones((n_tasks, 2)),
+        experts=np.ones((n_experts, 2)),
+        trivial=np.ones(2),
+        groups=np.arange(n_tasks),
+        generic=generic,
+    )
+    found = SELECTORS[name].score(problem)
+    assert found is not None
+    return found
+
+
 def test_baselines_by_hand() -> None:
     own = np.zeros(ERRORS.shape, bool)
-    assert choose(oracle_scores(ERRORS), ~own).tolist() == [0, 1, 2]
-    assert choose(generic_scores(ERRORS, 1), ~own).tolist() == [1, 1, 1]
+    assert choose(scores("oracle", ERRORS, own), ~own).tolist() == [0, 1, 2]
+    assert choose(scores("generic", ERRORS, own, 1), ~own).tolist() == [1, 1, 1]
     # Centred rows: (-4, -1, 5) / 30, (-2, -5, 7) / 30, (-2, 7, -5) / 30; each row's score leaves its own out.
     wanted = np.array([[-4, 2, 2], [-6, 6, 0], [-6, -6, 12]]) / 60
-    assert static_scores(ERRORS, own) == pytest.approx(wanted)
+    assert scores("static", ERRORS, own) == pytest.approx(wanted)
 
 
 def test_static_leaves_own_cells_and_unknown_cells_out() -> None:
     errors = np.array([[0.1, 0.2, 0.3], [0.2, 0.1, np.nan], [0.3, 0.2, 0.1], [0.0, 0.4, 0.5]])
     own = np.zeros(errors.shape, bool)
     own[3, 0] = True
-    got = static_scores(errors, own)
+    got = scores("static", errors, own)
     # Centred: (-.1, 0, .1), (.05, -.05, -), (.1, 0, -.1), (-, -.05, .05).
     assert got[0] == pytest.approx([0.15 / 2, -0.1 / 3, -0.05 / 2])
     assert got[1] == pytest.approx([0.0, -0.05 / 3, 0.05 / 3])
     assert got[3] == pytest.approx([0.05 / 3, -0.05 / 3, 0.0])
-    alone = static_scores(np.array([[0.1, 0.2], [0.2, np.nan]]), np.zeros((2, 2), bool))
+    alone = scores("static", np.array([[0.1, 0.2], [0.2, np.nan]]), np.zeros((2, 2), bool))
     assert np.isnan(alone[0, 1])  # nobody else tried it
 
 
@@ -128,12 +146,12 @@ def test_static_never_sees_the_task() -> None:
     rng = np.random.default_rng(0)
     errors = rng.uniform(0.1, 0.6, (12, 5))
     own = rng.random(errors.shape) < 0.1
-    before = static_scores(errors, own)
+    before = scores("static", errors, own)
     for t in range(12):
         changed = errors.copy()
         changed[t] = rng.uniform(0.1, 0.6, 5)
         changed[t, t % 5] = np.nan
-        after = static_scores(changed, own)
+        after = scores("static", changed, own)
         assert after[t] == pytest.approx(before[t], abs=1e-14)
         assert not np.allclose(np.delete(after, t, 0), np.delete(before, t, 0), atol=1e-3, equal_nan=True)
 
@@ -218,7 +236,7 @@ def test_chance_is_what_random_picks_get() -> None:
 def test_a_selector_without_an_opinion() -> None:
     own = np.array([[True, False, False], [False] * 3, [False] * 3])
     with pytest.raises(DataError, match="selector 'generic' has no opinion on 1 tasks"):
-        compare_selectors(ERRORS, own, {"generic": generic_scores(ERRORS)}, leave_own_out=True)
+        compare_selectors(ERRORS, own, {"generic": scores("generic", ERRORS, own)}, leave_own_out=True)
     with pytest.raises(DataError, match="1 tasks have no candidate left"):
         compare_selectors(ERRORS, own | np.array([[True], [False], [False]]), {}, leave_own_out=True)
 
@@ -259,4 +277,4 @@ def test_conclusions_give_points_and_interval_by_hand() -> None:
 
 def test_static_of_a_task_without_other_experts() -> None:
     own = np.array([[True] * 3, [False] * 3, [False] * 3])
-    assert np.isfinite(static_scores(ERRORS, own)).all()
+    assert np.isfinite(scores("static", ERRORS, own)).all()

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pandas as pd
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from processes import free_port
 
 from flows._data import Extractor, load_network
 from flows._plan import Speed, make_plan, probe_of
@@ -198,12 +198,6 @@ def test_the_flow_keeps_the_answer_as_artifacts(made: Made, shapes_folder: Path)
 
 
 # Over HTTP
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.mark.server
