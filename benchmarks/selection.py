@@ -17,7 +17,6 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +46,10 @@ RULES = [
     ),
     MetaTaskRule(name="mixed", tasks=["*"], experts=["*"], n_tasks=50, n_experts=26),
 ]
-SLOW = ["MODEL2VEC, hard labels", "MODEL2VEC, F = 0", "MODEL2VEC, cautious"]
-"""Judged on the two small meta-tasks; on all tasks each takes as long as MODEL2VEC."""
-SMALL = Model2VecSpec(exact_tasks=0, left_out_folds=10)
-"""On the small ones: first-order distances as on all tasks, and groups left out in ten folds."""
+SLOW = [name for name in SELECTORS if SELECTORS[name].slow]
+"""Variants of MODEL2VEC; on all tasks each takes as long as MODEL2VEC itself."""
+WIDE = ["MODEL2VEC, expert prior"]
+"""Those that are judged on all tasks too."""
 
 
 def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
@@ -134,8 +133,6 @@ def score(names: list[str], meta_tasks: list[str]) -> None:
     for meta in make_meta_tasks(RULES, experts, tasks):
         if meta.name in meta_tasks:
             problem = whole.part(meta.rows, meta.columns)
-            if len(meta.rows) < 100:
-                problem = replace(problem, model2vec=SMALL)
             scores(problem, same[np.ix_(meta.rows, meta.columns)], meta.name, names)
 
 
@@ -159,9 +156,7 @@ def judge(*, made_only: bool = False) -> None:
     for meta in make_meta_tasks(RULES, experts, tasks)[::-1]:
         cells = np.ix_(meta.rows, meta.columns)
         problem = whole.part(meta.rows, meta.columns)
-        if len(meta.rows) < 100:
-            problem = replace(problem, model2vec=SMALL)
-        names = [n for n in SELECTORS if not SELECTORS[n].slow] + (SLOW if len(meta.rows) < 100 else [])
+        names = [n for n in SELECTORS if n not in SLOW or n in WIDE or len(meta.rows) < 100]
         made = scores(problem, same[cells], meta.name, names, made_only=made_only)
         names = [n for n in names if all(n in made.get(r, {}) for r in READINGS)]
         table, _, pairs = evaluate_problem(problem, same[cells], spec, made=made, names=names)
@@ -246,7 +241,8 @@ def scale(store: str | None) -> None:
     target = rng.dirichlet(np.full(n_experts, 0.1), len(x))
     began, spec = time.perf_counter(), Model2VecSpec()
     folds = rng.permutation(len(x)) % spec.left_out_folds
-    fit_folds(x, base, trivial, target, np.ones(target.shape, bool), folds, spec)
+    everything, free = np.ones(target.shape, bool), np.zeros(n_experts, bool)
+    fit_folds(x, base, trivial, target, everything, free, folds, spec)
     seconds = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -133,7 +133,7 @@ def selection_prefix(
     scores: list[str],
 ) -> str:
     """Folder of a fitted MODEL2VEC with its evaluation; `selection.json` in it is written last."""
-    made_of = fingerprint("selection 2", embeddings, blocks, experts, m2v, spec, scores)
+    made_of = fingerprint("selection 3", embeddings, blocks, experts, m2v, spec, scores)
     return f"selections/{readable(name)}-{made_of}"
 
 

@@ -20,8 +20,10 @@ __all__ = [
     "markdown_stages",
     "show_cluster",
     "show_failures",
+    "show_markdown",
     "show_pipeline",
     "show_stage",
+    "show_table",
 ]
 
 SHOWN = 20
@@ -35,6 +37,16 @@ def _show(how: Callable[..., Any], *what: Any, **more: Any) -> Any:
     except httpx.HTTPError as error:
         get_run_logger().warning("not shown on the page (%s: %s)", type(error).__name__, error)
         return None
+
+
+def show_markdown(lines: Sequence[str], key: str, description: str) -> None:
+    """Lines of Markdown, by the key under which Prefect keeps their versions."""
+    _show(artifacts.create_markdown_artifact, "\n".join(lines), key=key, description=description)
+
+
+def show_table(rows: Sequence[dict[str, Any]], key: str, description: str) -> None:
+    """Rows of one table; values as JSON has them."""
+    _show(artifacts.create_table_artifact, list(rows), key=key, description=description)
 
 
 class StageProgress:
@@ -81,7 +93,7 @@ def show_failures(stage: str, failures: Sequence[tuple[str, str]], what: str = "
         get_run_logger().warning("%s: and %d more; the table artifact has all", stage, len(failures) - SHOWN)
     rows = [{"stage": stage, "unit": in_table(unit), "reason": in_table(reason)} for unit, reason in failures]
     said = f"{what} of {stage} that failed: {len(rows)}"
-    _show(artifacts.create_table_artifact, rows, key=f"{slug(stage)}-failures", description=said)
+    show_table(rows, f"{slug(stage)}-failures", said)
 
 
 def markdown_stages(stages: Sequence[StageResult]) -> list[str]:
@@ -119,13 +131,9 @@ def show_stage(store: Store, result: StageResult, folder: str, failed: str = "")
     lines += markdown_stages([result])
     lines += ["", f"Results: {linked('in the store', store_link(store.path(folder)))}"]
     lines += ["", "What to do about failures: docs/runbook.md"] if failed or result.failures else []
-    _markdown(lines, f"{slug(result.stage)}-summary", f"How {result.stage} went")
+    show_markdown(lines, f"{slug(result.stage)}-summary", f"How {result.stage} went")
 
 
 def show_pipeline(lines: Sequence[str]) -> None:
     """The summary of the main job."""
-    _markdown(lines, "pipeline-summary", "What the pipeline found")
-
-
-def _markdown(lines: Sequence[str], key: str, description: str) -> Any:
-    return _show(artifacts.create_markdown_artifact, "\n".join(lines), key=key, description=description)
+    show_markdown(lines, "pipeline-summary", "What the pipeline found")

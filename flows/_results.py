@@ -121,15 +121,15 @@ def _predictions(results: Results, base: np.ndarray) -> dict[str, ErrorModel]:
 def build_selector(results: Results, fitted: bytes) -> Selector:
     """The selector of a fitted MODEL2VEC, with the costs that this run measured."""
     tensors = load(fitted)
-    first = tensors.get("first_order_base")
     gamma, alpha, l2 = (float(v) for v in tensors["scalars"])
+    trivial, more = results.table.trivial.astype(np.float64), (tensors.get("offsets"), tensors.get("first_order_base"))
     probe, cells = results.run.probe, results.cells.to_pandas()
     names, frame = list(results.trained_on), results.table.frame
     made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
     per_image = (made["features_seconds"] / made["n_images"]).groupby(made["expert"]).median()
     per_head = cells.groupby("expert")["seconds"].median()
     return Selector(
-        model=Model2Vec(tensors["vectors"], gamma, alpha, results.table.trivial.astype(np.float64), l2, first),
+        model=Model2Vec(tensors["vectors"], gamma, alpha, trivial, l2, *more),
         experts=tuple(names),
         tasks=tuple(tuple(tasks) for tasks in results.trained_on.values()),
         base=tensors["base"],

@@ -285,6 +285,8 @@ def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
             candidates=np.isfinite(matrix.errors[keep]),
         )
         out = {"vectors": model.vectors, "base": base, "scalars": np.array([model.gamma, model.alpha, model.l2])}
+        if model.offsets is not None:
+            out["offsets"] = model.offsets
         if model.base is not None:
             out["first_order_base"] = model.base
     wrote = store.put(key, save({k: np.ascontiguousarray(v) for k, v in out.items()}))

@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 
 from flows._data import annotations
 from flows._keys import library_key, source_prefix
 from flows._pack_units import close_unit, plan_key, plan_unit, shard_key, shard_unit, source_key
+from flows._pages import show_markdown
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from t2v_core.config import SourceSpec
 from t2v_core.errors import ConfigError, MissingPackageError, SourceError
@@ -93,9 +93,7 @@ def _tell_changes(run: Run, before: str, after: str) -> list[str]:
     for note in notes:
         get_run_logger().info(note)
     lines = [f"- {what}: `{name}`" for what, names in changes.items() for name in names]
-    create_markdown_artifact(
-        "\n".join(["# The library has changed", "", *lines]), key="library-changes", description="Tasks that changed"
-    )
+    show_markdown(["# The library has changed", "", *lines], "library-changes", "Tasks that changed")
     return notes
 
 

@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows._pages import show_markdown, show_table
 from flows._query import Answer, SelectExpertParams, answer_query
 
 __all__ = ["select_expert"]
 
 
-def _markdown(path: str, answer: Answer) -> str:
+def _markdown(path: str, answer: Answer) -> list[str]:
     lines = [f"# Experts for `{path}`", "", answer.verdict(), "", "Nearest tasks of the library:", ""]
     lines += [f"- {reason}" for reason in answer.reasons()]
     if answer.verified:
@@ -25,7 +25,7 @@ def _markdown(path: str, answer: Answer) -> str:
             for v in answer.verified
         ]
     lines += [f"- {expert} could not be tried: {reason}" for expert, reason in answer.refused]
-    return "\n".join([*lines, "", answer.calibration()])
+    return [*lines, "", answer.calibration()]
 
 
 @flow(name="select-expert", flow_run_name="select-expert[{params.path}]", persist_result=False)
@@ -34,6 +34,6 @@ def select_expert(params: SelectExpertParams) -> list[dict[str, Any]]:
     answer = answer_query(params)
     # Through JSON, which has no NaN: what is not known is null.
     rows: list[dict[str, Any]] = json.loads(answer.ranking.head(params.top_k).to_json(orient="records"))
-    create_table_artifact(rows, key="ranking", description=f"{params.path}: {answer.verdict()}")
-    create_markdown_artifact(_markdown(params.path, answer), key="selection", description="Which expert, and why")
+    show_table(rows, "ranking", f"{params.path}: {answer.verdict()}")
+    show_markdown(_markdown(params.path, answer), "selection", "Which expert, and why")
     return rows

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from flows._choices import chosen_experts
 from flows._data import Extractor
 from flows._keys import TRANSFER, TRANSFER_UNITS, transfer_key
+from flows._pages import show_table
 from flows._pointers import read_pointer
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._store import Store
@@ -137,5 +137,5 @@ def transfer(params: StageParams) -> StageResult:
         run.point("transfer", {"units": sorted(u.key for u in units)})
         table = newest_table(run.store, run.config.name)
         shown = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-        create_table_artifact(shown, key="transfer", description="Errors after fine-tuning, and D_ft")
+        show_table(shown, "transfer", "Errors after fine-tuning, and D_ft")
         return result

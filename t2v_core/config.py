@@ -414,6 +414,11 @@ class Model2VecSpec(FrozenModel):
     )
     sharpness: float = Field(2.0, gt=0, description="soft labels: weight of the standardised error.")
     known: bool = Field(True, description="Whether the experts' tasks are known; if not, F_i = 0 for all (Sect. 3.4).")
+    prior: Literal["unknown", "all"] = Field(
+        "unknown",
+        description="Which experts' distances have a learned level beside their vector's: those whose task is not "
+        "known, or all (an expert prior).",
+    )
     l2: tuple[float, ...] = Field(
         (1e-3, 1e-2, 1e-1, 1.0, 10.0),
         min_length=1,

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import ComputeError, DataError
 from t2v_core.leave_out import folds_of_groups
-from t2v_core.many_tasks import choose_penalty, cross_entropy, fit_folds, fit_many
+from t2v_core.many_tasks import fit_folds, fit_many
+from t2v_core.soft_choice import SoftChoice, choose_penalty, cross_entropy, solve_soft_choice
 from t2v_core.tangent import first_order_distances
 
 __all__ = ["Model2Vec", "fit_model2vec", "leave_one_task_out", "target_distribution"]
@@ -50,16 +50,19 @@ class Model2Vec:
     """``[P]``, t0."""
     l2: float
     """The penalty that was chosen."""
+    offsets: np.ndarray | None = None
+    """``[E]``, added to the distances: the level of experts whose task is not known; see `t2v_core.soft_choice`."""
     base: np.ndarray | None = None
     """``[E, P]``; where it is there, distances are to first order in log(vectors / base): see `t2v_core.many_tasks`."""
 
     def distances(self, tasks: np.ndarray) -> np.ndarray:
         """d_asym(m_i -> t), ``[T, E]``."""
         tasks = np.atleast_2d(tasks)
+        offsets = 0.0 if self.offsets is None else self.offsets
         if self.base is not None:
-            return first_order_distances(self.vectors, self.base, tasks, self.trivial, self.alpha)
+            return first_order_distances(self.vectors, self.base, tasks, self.trivial, self.alpha) + offsets
         complexity = symmetric_matrix(self.vectors, self.trivial[None])[:, 0]
-        return np.asarray(symmetric_matrix(tasks, self.vectors) - self.alpha * complexity)
+        return np.asarray(symmetric_matrix(tasks, self.vectors) - self.alpha * complexity + offsets)
 
     def probabilities(self, tasks: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """p(expert is best | task), ``[T, E]``."""
@@ -109,6 +112,7 @@ class _Linearised:
     distances: np.ndarray  # [T, E]
     jacobians: np.ndarray  # [E, T, P] float32, with respect to delta
     grams: np.ndarray  # [E, T, T], divided by nothing
+    free: np.ndarray  # [E], experts with an offset
 
 
 def _check_room(n_tasks: int, n_experts: int, n_filters: int) -> None:
@@ -127,7 +131,9 @@ def _check_room(n_tasks: int, n_experts: int, n_filters: int) -> None:
         )
 
 
-def _linearise(tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: float) -> _Linearised:
+def _linearise(
+    tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: float, free: np.ndarray | None = None
+) -> _Linearised:
     _check_room(len(tasks), *base.shape)
     rows = torch.from_numpy(np.ascontiguousarray(tasks, np.float64))
     t0 = torch.from_numpy(np.ascontiguousarray(trivial, np.float64))[None]
@@ -145,57 +151,70 @@ def _linearise(tasks: np.ndarray, base: np.ndarray, trivial: np.ndarray, alpha: 
         jacobian = (to_task - alpha * to_trivial).numpy()
         jacobians[i] = jacobian
         grams[i] = jacobian @ jacobian.T
-    return _Linearised(base, distances, jacobians, grams)
+    return _Linearised(base, distances, jacobians, grams, np.zeros(len(base), bool) if free is None else free)
 
 
-def _solve_dual(
-    distances: np.ndarray, grams: np.ndarray, target: np.ndarray, candidates: np.ndarray, l2: float, p: int
-) -> tuple[np.ndarray, float]:
-    """Coefficients a ``[E, T]`` and gamma that minimise CE + l2/2 mean_p |delta_i|^2 + a weak prior on gamma."""
-    n, e = distances.shape
-    # K = V diag(s) V'; with delta_i = sqrt(P) J_i' V s^(-1/2) beta_i the penalty is l2/2 |beta_i|^2.
-    s, v = np.linalg.eigh(grams)
-    s = np.maximum(s, np.maximum(s.max(1, keepdims=True) * 1e-10, 1e-300))
-    factor = v * np.sqrt(s * p)[:, None, :]  # d = d0 + factor @ beta
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The dual problem of some tasks; penalties share its eigenvectors."""
 
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        beta, log_gamma = flat[:-1].reshape(e, n), flat[-1]
-        gamma = np.exp(log_gamma)
-        moved = distances + np.einsum("ets,es->te", factor, beta)
-        logits = -gamma * moved
-        masked = np.where(candidates, logits, -np.inf)
-        top = masked.max(1, keepdims=True)
-        log_z = top + np.log(np.exp(masked - top).sum(1, keepdims=True))
-        log_p = masked - log_z
-        loss = -np.where(target > 0, target * np.where(candidates, log_p, 0.0), 0.0).sum() / n
-        residual = (np.exp(log_p) - target) / n
-        prior = 0.01 * (log_gamma - np.log(10.0)) ** 2
-        gradient = np.empty_like(flat)
-        gradient[:-1] = (np.einsum("ets,te->es", factor, -gamma * residual) + l2 * beta).reshape(-1)
-        gradient[-1] = (residual * np.where(candidates, logits, 0.0)).sum() + 0.02 * (log_gamma - np.log(10.0))
-        return float(loss + 0.5 * l2 * np.square(beta).sum() + prior), gradient
+    distances: np.ndarray  # [n, E]
+    target: np.ndarray  # [n, E]
+    candidates: np.ndarray  # [n, E]
+    free: np.ndarray  # [E]
+    values: np.ndarray  # [E, n], eigenvalues of the Gram matrices, none of them zero
+    vectors: np.ndarray  # [E, n, n]
+    factor: np.ndarray  # [E, n, n], d = d0 + factor @ beta, with delta_i = sqrt(P) J_i' V s^(-1/2) beta_i
+    n_filters: int
 
-    start = np.zeros(e * n + 1)
-    start[-1] = np.log(10.0)
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-6})
-    beta = found.x[:-1].reshape(e, n)
-    coefficients = np.einsum("ets,es->et", v / np.sqrt(s)[:, None, :], beta) * np.sqrt(p)
-    return coefficients, float(np.exp(found.x[-1]))
+    @classmethod
+    def of(cls, linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray) -> _Part:
+        """Those of some rows."""
+        p = linear.base.shape[1]
+        s, v = np.linalg.eigh(linear.grams[:, rows[:, None], rows])
+        s = np.maximum(s, np.maximum(s.max(1, keepdims=True) * 1e-10, 1e-300))
+        factor = v * np.sqrt(s * p)[:, None, :]
+        return cls(linear.distances[rows], target[rows], candidates[rows], linear.free, s, v, factor, p)
+
+    def solve(self, l2: float, start: np.ndarray | None = None) -> SoftChoice:
+        """CE + l2/2 |beta|^2, where |beta_i|^2 = mean_p |delta_i|^2. Weak penalties need some hundred steps."""
+        return solve_soft_choice(
+            self.distances, self.factor, self.target, self.candidates, l2, free=self.free, start=start
+        )
+
+    def coefficients(self, beta: np.ndarray) -> np.ndarray:
+        """a ``[E, n]`` with delta_i = sum_t a_ti J_ti."""
+        out = np.matmul(self.vectors, (beta / np.sqrt(self.values))[:, :, None])[:, :, 0]
+        return np.asarray(out * np.sqrt(self.n_filters))
 
 
 def _choose_l2(
-    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec, p: int
+    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec
 ) -> float:
-    """The penalty that an inner cross-validation over the training tasks chooses."""
+    """The penalty that an inner cross-validation over the training tasks chooses.
+
+    From the strongest down, until one is worse than the best by more than a standard error: the weaker ones cost most,
+    and fit worse still.
+    """
     folds = np.random.default_rng(spec.seed).permutation(len(rows)) % min(spec.folds, len(rows))
-    losses = np.empty((len(spec.l2), len(rows)))
-    for k, l2 in enumerate(spec.l2):
-        for fold in np.unique(folds):
-            inside, outside = rows[folds != fold], rows[folds == fold]
-            grams = linear.grams[:, inside[:, None], inside]
-            a, gamma = _solve_dual(linear.distances[inside], grams, target[inside], candidates[inside], l2, p)
-            moved = linear.distances[outside] + np.einsum("est,et->se", linear.grams[:, outside[:, None], inside], a)
-            losses[k, folds == fold] = cross_entropy(-gamma * moved, target[outside], candidates[outside])
+    outside = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    inside = [np.flatnonzero(folds != fold) for fold in np.unique(folds)]
+    parts = [_Part.of(linear, rows[i], target, candidates) for i in inside]
+    starts: list[np.ndarray | None] = [None] * len(parts)
+    losses, best = np.full((len(spec.l2), len(rows)), np.nan), None
+    for k in np.argsort(spec.l2)[::-1]:
+        for f, part in enumerate(parts):
+            found = part.solve(spec.l2[k], starts[f])
+            starts[f], held = found.unknowns, rows[outside[f]]
+            grams = linear.grams[:, held[:, None], rows[inside[f]]]
+            moved = np.matmul(grams, part.coefficients(found.beta)[:, :, None])[:, :, 0].T
+            logits = -found.gamma * (linear.distances[held] + moved + found.offsets)
+            losses[k, outside[f]] = cross_entropy(logits, target[held], candidates[held])
+        if best is None or losses[k].mean() < losses[best].mean():
+            best = k
+        worse = losses[k] - losses[best]
+        if worse.mean() > worse.std() / np.sqrt(len(rows)):
+            break
     return choose_penalty(spec.l2, losses, spec.rule)
 
 
@@ -207,30 +226,32 @@ def _fit_rows(
     trivial: np.ndarray,
     spec: Model2VecSpec,
 ) -> Model2Vec:
-    p = linear.base.shape[1]
-    l2 = _choose_l2(linear, rows, target, candidates, spec, p) if len(spec.l2) > 1 else float(spec.l2[0])
-    grams = linear.grams[:, rows[:, None], rows]
-    a, gamma = _solve_dual(linear.distances[rows], grams, target[rows], candidates[rows], l2, p)
+    l2 = _choose_l2(linear, rows, target, candidates, spec) if len(spec.l2) > 1 else float(spec.l2[0])
+    part = _Part.of(linear, rows, target, candidates)
+    found = part.solve(l2)
+    a = part.coefficients(found.beta)
     delta = np.stack([a[i] @ linear.jacobians[i, rows] for i in range(len(linear.base))])
-    return Model2Vec(linear.base * np.exp(np.clip(delta, -5, 5)), gamma, spec.alpha, trivial, l2)
+    vectors = linear.base * np.exp(np.clip(delta, -5, 5))
+    return Model2Vec(vectors, found.gamma, spec.alpha, trivial, l2, offsets=found.offsets)
 
 
 def _prepare(
     tasks: np.ndarray, errors: np.ndarray, base: np.ndarray, candidates: np.ndarray | None, spec: Model2VecSpec
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """F_i with the unknown ones filled in, what may be chosen, and which experts have an offset."""
     if tasks.shape[1] != base.shape[1] or errors.shape != (len(tasks), len(base)):
         raise DataError(
             f"got tasks {tasks.shape}, experts {base.shape}, errors {errors.shape}; wanted [T, P], [E, P], [T, E]"
         )
     allowed = np.isfinite(errors) if candidates is None else candidates & np.isfinite(errors)
     if not spec.known:
-        return np.tile(tasks.mean(0, dtype=np.float64), (len(base), 1)), allowed
+        return np.tile(tasks.mean(0, dtype=np.float64), (len(base), 1)), allowed, np.ones(len(base), bool)
     known = np.isfinite(base).all(1) & (base > 0).any(1)
     if not known.any():
         raise DataError("no expert has a known task; MODEL2VEC needs at least one F_i, or `known: false`")
     filled = np.array(base, np.float64)
     filled[~known] = base[known].mean(0)
-    return filled, allowed
+    return filled, allowed, ~known | (spec.prior == "all")
 
 
 def fit_model2vec(
@@ -256,12 +277,12 @@ def fit_model2vec(
         DataError: shapes do not fit, or a task has no candidate.
     """
     spec = spec or Model2VecSpec()
-    filled, allowed = _prepare(tasks, errors, base, candidates, spec)
+    filled, allowed, free = _prepare(tasks, errors, base, candidates, spec)
     target = target_distribution(errors, allowed, spec)
     if len(tasks) > spec.exact_tasks:
-        vectors, gamma, l2 = fit_many(tasks, filled, trivial, target, allowed, spec)
-        return Model2Vec(vectors, gamma, spec.alpha, trivial, l2, filled)
-    linear = _linearise(tasks, filled, trivial, spec.alpha)
+        vectors, found, l2 = fit_many(tasks, filled, trivial, target, allowed, free, spec)
+        return Model2Vec(vectors, found.gamma, spec.alpha, trivial, l2, offsets=found.offsets, base=filled)
+    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
     return _fit_rows(linear, np.arange(len(tasks)), target, allowed, trivial, spec)
 
 
@@ -297,7 +318,7 @@ def leave_one_task_out(
     if len(tasks) < 3:
         raise DataError(f"got {len(tasks)} tasks; leaving one out needs at least three")
     group = np.arange(len(tasks)) if groups is None else np.asarray(groups)
-    filled, allowed = _prepare(tasks, errors, base, candidates, spec)
+    filled, allowed, free = _prepare(tasks, errors, base, candidates, spec)
     teaches = allowed.any(1)
     if len(np.unique(group[teaches])) < 2:
         raise DataError("all tasks with a known error are of one group; leaving it out leaves nothing to learn from")
@@ -305,8 +326,8 @@ def leave_one_task_out(
     target[teaches] = target_distribution(errors[teaches], allowed[teaches], spec)
     if len(tasks) > spec.exact_tasks:
         folds = folds_of_groups(group, spec.left_out_folds, spec.seed)
-        return fit_folds(tasks, filled, trivial, target, allowed, folds, spec)
-    linear = _linearise(tasks, filled, trivial, spec.alpha)
+        return fit_folds(tasks, filled, trivial, target, allowed, free, folds, spec)
+    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
     out = np.empty(errors.shape)
     for g in np.unique(group):
         rows = np.flatnonzero((group != g) & teaches)

@@ -75,6 +75,8 @@ class Selector:
             "head_seconds": self.head_seconds.astype(np.float64),
             "settings": np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8),
         }
+        if self.model.offsets is not None:
+            tensors["offsets"] = self.model.offsets.astype(np.float64)
         if self.model.base is not None:
             tensors["first_order_base"] = self.model.base.astype(np.float32)
         for what, model in self.predictions.items():
@@ -97,6 +99,7 @@ class Selector:
                 settings.pop("alpha"),
                 tensors["trivial"].astype(np.float64),
                 settings.pop("l2"),
+                tensors.get("offsets"),
                 tensors["first_order_base"].astype(np.float64) if "first_order_base" in tensors else None,
             )
             found: dict[str, dict[str, np.ndarray]] = {}

@@ -12,7 +12,7 @@ from infra.stack.config import Layout, StackConfig, lay_out
 from infra.stack.health import why_ill
 from infra.stack.manager import Manager, StackError, render
 from infra.stack.postgres import create_databases, find_postgres, init_cluster
-from infra.stack.provision import cancel_runs, create_bucket, deploy, settle_runs
+from infra.stack.provision import cancel_runs, create_bucket, deploy, settle_by_heartbeat, settle_runs
 from infra.stack.services import services, socket_path, write_s3_identities
 from t2v_core.errors import ConfigError
 
@@ -98,6 +98,7 @@ class Stack:
             if stale := settle_runs(self.layout):
                 self.say(f"{stale} flow runs were under way when the stack ended; they are Crashed now")
             self.say(f"{len(deploy(self.layout))} deployments")
+            settle_by_heartbeat(self.layout)
         for name in names:
             self.manager.start_process(name)
         for name in names:

@@ -13,7 +13,7 @@ from infra.stack.health import call, s3_client
 from infra.stack.manager import StackError
 from infra.stack.services import BIN, ROOT, flow_environment
 
-__all__ = ["cancel_runs", "create_bucket", "deploy", "prefect", "settle_runs"]
+__all__ = ["cancel_runs", "create_bucket", "deploy", "prefect", "settle_by_heartbeat", "settle_runs"]
 
 
 def create_bucket(layout: Layout) -> None:
@@ -29,14 +29,19 @@ def prefect(layout: Layout, *command: str) -> str:
     Raises:
         StackError: it failed.
     """
+    return _client(layout, [str(BIN / "prefect"), "--no-prompt", *command])
+
+
+def _client(layout: Layout, command: list[str]) -> str:
+    """A program in the stack's environment, without what the caller's says of other servers."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "T2V_", "MLFLOW_"))}
     done = subprocess.run(
-        [str(BIN / "prefect"), "--no-prompt", *command],
+        command,
         env={**ours, **flow_environment(layout), "PYTHONPATH": str(ROOT)},
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise StackError(f"`prefect {' '.join(command)}` failed: {(done.stdout + done.stderr).strip()[-800:]}")
+        raise StackError(f"`{' '.join(command)}` failed: {(done.stdout + done.stderr).strip()[-800:]}")
     return done.stdout
 
 
@@ -67,6 +72,16 @@ def deploy(layout: Layout) -> list[str]:
     names = {f["id"]: f["name"] for f in call(f"{layout.api}/flows/filter", {"limit": 200})}
     found = call(f"{layout.api}/deployments/filter", {"limit": 200})
     return sorted(f"{names[d['flow_id']]}/{d['name']}" for d in found)
+
+
+def settle_by_heartbeat(layout: Layout) -> None:
+    """Have Prefect call a run Crashed whose process says nothing any more, and the runs inside it.
+
+    Raises:
+        StackError: the server did not take the automation.
+    """
+    command = [str(BIN / "t2v"), "alerts", str(ROOT / "infra/automations/heartbeats.yaml")]
+    _client(layout, command)
 
 
 def _busy(layout: Layout) -> list[dict[str, Any]]:

@@ -37,6 +37,14 @@ METHODS = (
     Method("MODEL2VEC, hard labels", _variant(labels="hard"), "labels: the best expert", _SOURCE, _COST, slow=True),
     Method("MODEL2VEC, F = 0", _variant(known=False), "no expert's task is known", _SOURCE, _COST, slow=True),
     Method(
+        "MODEL2VEC, expert prior",
+        _variant(prior="all"),
+        "and a learned level of each expert",
+        "ours",
+        _COST,
+        slow=True,
+    ),
+    Method(
         "MODEL2VEC, first order",
         _variant(exact_tasks=0),
         "few directions and first-order distances, also where tasks are few",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad, minimize
 
-from t2v_core import model2vec
+from t2v_core import model2vec, soft_choice
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import asymmetric_distance, symmetric_matrix
 from t2v_core.errors import ComputeError, DataError
@@ -108,7 +108,7 @@ def objectives(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[np.ndarray], t
         seen.append(objective)
         return minimize(objective, start, **options)
 
-    monkeypatch.setattr(model2vec, "minimize", spy)
+    monkeypatch.setattr(soft_choice, "minimize", spy)
     return seen
 
 
@@ -117,11 +117,12 @@ def test_gradient_of_the_dual(objectives: list[Any], labels: str) -> None:
     tasks, errors, base, t0 = random_problem()
     candidates = np.random.default_rng(2).random(errors.shape) < 0.8
     candidates[:, 0] = True
+    base[1] = 0  # its level is free
     fit_model2vec(tasks, errors, base, t0, ONE.model_copy(update={"labels": labels}), candidates=candidates)
     [objective] = objectives
     rng = np.random.default_rng(3)
     for _ in range(3):
-        at = np.append(rng.normal(size=36), np.log(5.0) + rng.normal())
+        at = np.append(rng.normal(size=36 + 4), np.log(5.0) + rng.normal())
         gradient = objective(at)[1]
         assert check_grad(lambda x: objective(x)[0], lambda x: objective(x)[1], at) < 1e-4 * np.linalg.norm(gradient)
 
@@ -233,6 +234,48 @@ def test_an_expert_without_a_task_starts_from_the_mean_of_the_others(unknown: fl
     assert held.vectors[0] == pytest.approx(base[1:].mean(0), rel=1e-6)
     assert np.isfinite(leave_one_task_out(tasks, errors, base, t0, ONE)).all()
     assert fit_model2vec(tasks, errors, base, t0, ONE).vectors[0] != pytest.approx(base[1:].mean(0), rel=1e-3)
+
+
+@pytest.mark.parametrize("exact_tasks", [0, 100])
+def test_the_level_of_an_unknown_expert_is_its_share(exact_tasks: int) -> None:
+    """No bias: only gamma and the level o are left, and o/n is by how much too often the expert is expected, per task."""
+    tasks, errors, base, t0 = random_problem()
+    base[1] = 0
+    candidates = np.ones(errors.shape, bool)
+    candidates[3, 1] = False
+    spec = Model2VecSpec(l2=(1e9,), l2_many=(1e9,), exact_tasks=exact_tasks)
+    for better in (0.0, -0.3, 0.3):
+        changed = errors + better * (np.arange(4) == 1)
+        model = fit_model2vec(tasks, changed, base, t0, spec, candidates=candidates)
+        assert model.offsets is not None
+        assert (model.offsets[[0, 2, 3]] == 0).all()
+        target = target_distribution(changed, candidates, spec)
+        expected = (model.probabilities(tasks, candidates) - target)[:, 1].sum()
+        assert model.gamma * model.offsets[1] == pytest.approx(expected, abs=2e-3)
+        assert np.sign(model.offsets[1]) == (np.sign(better) or np.sign(model.offsets[1]))
+
+
+def test_nothing_to_learn_is_the_asymmetric_distance() -> None:
+    """With few tasks and a strong penalty the choice is d_asym's: the expert without a task does not get in between."""
+    tasks, errors, base, t0 = random_problem(t=20, e=6)
+    base[0] = 0
+    errors[:, 0] = 0.9
+    out = leave_one_task_out(tasks, errors, base, t0, Model2VecSpec(l2=(1e6,)))
+    asymmetric = symmetric_matrix(tasks, base[1:]) - 0.15 * symmetric_matrix(base[1:], t0[None])[:, 0]
+    assert (out[:, 0] > out[:, 1:].max(1)).all()
+    assert out[:, 1:] == pytest.approx(asymmetric, abs=1e-4)
+
+
+def test_an_expert_prior_is_a_level_of_each() -> None:
+    tasks, errors, base, t0 = random_problem(t=20)
+    errors += np.array([0.0, 0.3, -0.3, 0.3])
+    spec = Model2VecSpec(l2=(1e6,))
+    without = fit_model2vec(tasks, errors, base, t0, spec)
+    assert (without.distances(tasks).argmin(1) != 2).any()
+    prior = fit_model2vec(tasks, errors, base, t0, spec.model_copy(update={"prior": "all"}))
+    assert (prior.distances(tasks).argmin(1) == 2).all()
+    left_out = leave_one_task_out(tasks, errors, base, t0, spec.model_copy(update={"prior": "all"}))
+    assert (left_out.argmin(1) == 2).all()
 
 
 def test_a_generic_expert_is_learned_from_its_errors_alone() -> None:

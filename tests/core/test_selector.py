@@ -38,7 +38,7 @@ def selector(predictions: bool = True) -> tuple[Selector, np.ndarray]:
         "embedding": fit_error_model(errors, own, distances, complexity, uses_head=False),
     }
     made = Selector(
-        model=Model2Vec(vectors, 10.0, 0.15, np.full(P, 0.1), 1.0),
+        model=Model2Vec(vectors, 10.0, 0.15, np.full(P, 0.1), 1.0, np.array([0.05, 0.0, 0.0])),
         experts=("generic", "a", "b"),
         tasks=((), ("s/one",), ("s/1", "s/2", "s/3", "s/4")),
         base=base,

@@ -96,6 +96,7 @@ READS_OTHERS = {
     "MODEL2VEC, hard labels",
     "MODEL2VEC, F = 0",
     "MODEL2VEC, cautious",
+    "MODEL2VEC, expert prior",
     "MODEL2VEC, first order",
     "prior + distance",
     "prior + distance + domain",

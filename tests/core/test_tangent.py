@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from t2v_core import many_tasks
+from t2v_core import many_tasks, soft_choice
 from t2v_core.config import Model2VecSpec
 from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import DataError
-from t2v_core.many_tasks import choose_penalty, solve_tangent
 from t2v_core.model2vec import Model2Vec, _linearise, fit_model2vec, leave_one_task_out, target_distribution
+from t2v_core.soft_choice import SoftChoice, choose_penalty, solve_soft_choice
 from t2v_core.tangent import distance_gradients, first_order_distances, tangent
 
 LARGE = Model2VecSpec(l2=(1e-2,), l2_many=(1e-2,), exact_tasks=0, rank=1000)
@@ -79,10 +79,12 @@ def test_gradient_of_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates[:, 0] = True
     target = target_distribution(errors, candidates, LARGE)
     line, seen = tangent(tasks, base, t0, 0.15, rank=6), []
-    original = many_tasks.minimize
-    monkeypatch.setattr(many_tasks, "minimize", lambda f, *a, **k: seen.append(f) or original(f, *a, **k))
-    solve_tangent(line.distances, line.slopes.astype(np.float64), target, candidates, 1e-2, 30)
-    at = np.append(np.random.default_rng(3).normal(size=24), np.log(5.0))
+    original = soft_choice.minimize
+    monkeypatch.setattr(soft_choice, "minimize", lambda f, *a, **k: seen.append(f) or original(f, *a, **k))
+    free = np.array([True, False, False, True])
+    args = (line.distances, line.slopes.astype(np.float64), target, candidates, 1e-2)
+    solve_soft_choice(*args, free=free, scale=np.sqrt(30))
+    at = np.append(np.random.default_rng(3).normal(size=28), np.log(5.0))
     gradient = seen[0](at)[1]
     off = check_grad(lambda x: seen[0](x)[0], lambda x: seen[0](x)[1], at, epsilon=1e-3)
     assert off < 0.02 * np.linalg.norm(gradient)
@@ -109,8 +111,11 @@ def test_first_order_distances_are_the_models() -> None:
         np.abs(model.distances(tasks) - Model2Vec(model.vectors, 1, LARGE.alpha, t0, 1).distances(tasks)).max() > 1e-3
     )
     line = tangent(tasks, base, t0, LARGE.alpha, rank=1000)
-    b = np.log(model.vectors / base) @ line.basis
-    assert many_tasks._moved(line, np.arange(12), b) == pytest.approx(wanted, abs=1e-4)
+    beta = np.log(model.vectors / base) @ line.basis / np.sqrt(30)
+    found = SoftChoice(beta, model.gamma, np.array([0.0, 0.5, 0.0, 0.0]), np.empty(0))
+    got = many_tasks._Problem(line, errors, errors > 0, errors[0] > 0).distances(np.arange(12), found)
+    wanted[:, 1] += 0.5
+    assert got == pytest.approx(wanted, abs=1e-4)
 
 
 def test_folds_of_one_task_are_leaving_one_task_out() -> None:

@@ -253,9 +253,9 @@ def hook() -> Iterator[tuple[str, list[str]]]:
 def test_a_crashed_nightly_is_told(server: Server, hook: tuple[str, list[str]], tmp_path: Path) -> None:
     """`t2v alerts`, then: a crash of another flow, a nightly that crashes, and one whose machine is gone."""
     url, messages = hook
-    quick = yaml.safe_load((ROOT / "infra/automations/nightly.yaml").read_text())
-    quick["automations"][2]["trigger"]["within"] = 12  # not 90 s
-    file = tmp_path / "nightly.yaml"
+    quick = yaml.safe_load((ROOT / "infra/automations/heartbeats.yaml").read_text())
+    quick["automations"][0]["trigger"]["within"] = 12  # not two minutes
+    file = tmp_path / "heartbeats.yaml"
     file.write_text(yaml.safe_dump(quick))
 
     def alerts(path: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -270,11 +270,13 @@ def test_a_crashed_nightly_is_told(server: Server, hook: tuple[str, list[str]], 
     assert "set T2V_ALERT_URL" in told.stderr
     told = alerts(ROOT / "infra/automations/nightly.yaml", T2V_ALERT_URL=url)
     assert told.returncode == 0, told.stderr
-    assert told.stdout.count("created: ") == 3
-    told = alerts(file)  # the address is known to the server by now
-    assert told.stdout.count("updated: ") == 3, told.stderr
+    assert told.stdout.count("created: ") == 2
+    told = alerts(ROOT / "infra/automations/nightly.yaml")  # the address is known to the server by now
+    assert told.stdout.count("updated: ") == 2, told.stderr
+    told = alerts(file)
+    assert told.stdout.count("created: ") == 1, told.stderr
     found = {a["name"]: a for a in server.call("/automations/filter", {})}
-    assert set(found) == {a["name"] for a in quick["automations"]}
+    assert set(found) == {"t2v nightly failed", "t2v nightly missing", "t2v run without a heartbeat is crashed"}
     assert all(a["enabled"] for a in found.values())
     failed = found["t2v nightly failed"]["trigger"]
     assert set(failed["expect"]) >= {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
