@@ -5,7 +5,8 @@
     python benchmarks/rehearsal.py show                            prints the tables of docs/rehearsal.md from there
 
 Kept: tasks, experts, both error matrices (tasks x experts), each layer's mean of every embedding, 1,024 of its filters
-(evenly spaced, logarithms), and distances between tasks, symmetric and of domains, the upper triangle row by row.
+(evenly spaced, logarithms), and distances between tasks, symmetric, of domains and of second moments: the upper
+triangle row by row.
 `layout`: layer and trivial embedding of those filters, and the place of each task's classes in the taxonomy.
 """
 
@@ -38,6 +39,7 @@ def keep(url: str) -> None:
     """Write the compact results of a store."""
     from flows._data import annotations, read_cells
     from flows._keys import BLOCK_UNITS
+    from flows._moments import read_moments
     from flows._pointers import read_pointer
     from flows._store import Store
     from flows._units import compact_unit
@@ -96,6 +98,9 @@ def keep(url: str) -> None:
         "symmetric": symmetric_matrix(vectors, vectors)[upper],
         "domain": cosine_matrix(*[embeddings.domains.astype(np.float64)] * 2)[upper],
     }
+    moments = read_moments(store, last("moments")["units"], embeddings.task_ids)
+    if moments is not None:
+        distances["second_moments"] = cosine_matrix(*[moments.astype(np.float64)] * 2)[upper]
     _write("distances", pa.table({k: v.astype(np.float16) for k, v in distances.items()}))
     for file in sorted(RESULTS.glob("*.parquet")):
         print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")

@@ -82,7 +82,14 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
         [vectors[rows].astype(np.float64).mean(0) if rows else np.zeros(vectors.shape[1]) for rows in on]
     )
     # Mean over an expert's tasks of the distance to each: what is kept of domains is distances.
-    domain = np.stack([between["domain"][:, rows].mean(1) if rows else np.full(n, np.nan) for rows in on], 1)
+    by_images = {
+        "domain": between["domain"],
+        **({"moments": between["second_moments"]} if "second_moments" in between else {}),
+    }
+    by_images = {
+        name: np.stack([d[:, rows].mean(1) if rows else np.full(n, np.nan) for rows in on], 1)[tried]
+        for name, d in by_images.items()
+    }
     problem = Problem(
         errors=errors[tried],
         candidates=np.ones((tried.sum(), len(on)), bool),
@@ -94,7 +101,7 @@ def load() -> tuple[Problem, np.ndarray, np.ndarray, list[str], list[str]]:
         layers=layers,
         sizes=np.array([images[rows].sum() if rows else np.nan for rows in on]),
         given={
-            "domain": domain[tried],
+            **by_images,
             "tasks": between["symmetric"][np.ix_(tried, tried)],
             "task_domains": between["domain"][np.ix_(tried, tried)],
         },

@@ -17,7 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from flows._activity import FOLDER, Hold, alone, marks, store_clock
-from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFER_UNITS
+from flows._keys import (
+    BLOCK_UNITS,
+    EMBEDDING_UNITS,
+    EMBEDDINGS,
+    ERROR_MATRIX,
+    SCORE_UNITS,
+    TRANSFER,
+    TRANSFER_UNITS,
+    TRANSFERABILITY,
+)
 from flows._reach import RECORDS, ROOTS, Reach, group_of, kind_of, reach
 from flows._store import Store
 from flows._store_compaction import parsed
@@ -33,7 +42,12 @@ SKEW = 60.0
 """Seconds by which clocks may differ before it is worth a word."""
 _BATCH = 256
 _DELETERS = 16
-_GATHERED = {EMBEDDINGS: EMBEDDING_UNITS, ERROR_MATRIX: BLOCK_UNITS, TRANSFER: TRANSFER_UNITS}
+_GATHERED = {
+    EMBEDDINGS: EMBEDDING_UNITS,
+    ERROR_MATRIX: BLOCK_UNITS,
+    TRANSFER: TRANSFER_UNITS,
+    TRANSFERABILITY: SCORE_UNITS,
+}
 
 
 @dataclass(frozen=True)

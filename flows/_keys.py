@@ -30,6 +30,7 @@ __all__ = [
     "expert_key",
     "features_key",
     "library_key",
+    "moments_key",
     "outside_key",
     "pointer_key",
     "report_key",
@@ -47,6 +48,7 @@ ERROR_MATRIX = "error_matrix/part-0.parquet"
 SCORE_UNITS = "units/transferability"
 TRANSFERABILITY = "transferability/part-0.parquet"
 TRANSFER_UNITS = "units/transfer"
+MOMENT_UNITS = "units/moments"
 TRANSFER = "transfer/part-0.parquet"
 
 
@@ -121,6 +123,12 @@ def transfer_key(expert: str, digest: str, source: str, task: Task, size: int, s
     shaping = [s.model_dump(mode="json", exclude={"checkpoint_every"}) for s in specs]
     made_of = fingerprint("transfer", digest, source, task.fingerprint, size, seed, shaping)
     return f"{TRANSFER_UNITS}/{readable(expert)}/{readable(task.task_id)}-{made_of}.parquet"
+
+
+def moments_key(digest: str, image_size: int, source: str, tasks: list[Task]) -> str:
+    """Second moments of the probe's features for the tasks of a source."""
+    made_of = fingerprint("moments", digest, image_size, source, [t.fingerprint for t in tasks])
+    return f"{MOMENT_UNITS}/{source.split('/')[-1].rsplit('-', 1)[0]}-{made_of}.safetensors"
 
 
 def selection_prefix(

@@ -8,6 +8,7 @@ import pandas as pd
 from flows._choices import chosen_experts
 from flows._data import read_cells
 from flows._keys import EMBEDDINGS, TRANSFER
+from flows._moments import read_moments
 from flows._pointers import find_pointer, read_pointer
 from flows._store import Store
 from t2v_core.distances import cosine_matrix, distance_matrix
@@ -79,5 +80,6 @@ def read_evidence(store: Store, name: str, profile: Profile) -> tuple[Evidence, 
         trained_on=trained_on,
         errors=matrix.errors,
         transfer=transfer_runs(store, name),
+        moments=read_moments(store, (find_pointer(store, name, "moments") or {}).get("units", ()), table.task_ids),
     )
     return evidence, str(table.frame["probe"].iloc[0]).split(":")[0]

@@ -15,6 +15,7 @@ from safetensors.numpy import load
 from flows._data import read_cells
 from flows._keys import EMBEDDINGS, TRANSFERABILITY, selection_prefix
 from flows._stage import Run
+from flows.ingest import library_of
 from t2v_core.distances import symmetric_matrix
 from t2v_core.matrix import ErrorMatrix
 from t2v_core.model2vec import Model2Vec
@@ -93,6 +94,12 @@ class Results:
     def table(self) -> EmbeddingTable:
         """All embeddings."""
         return EmbeddingTable.of(self.run.store.read_table(EMBEDDINGS), self.embeddings)
+
+    @cached_property
+    def lineages(self) -> list[tuple[tuple[str, ...], ...]]:
+        """Place of each class of each embedded task in the taxonomy; empty where it has none."""
+        of = {t.task_id: t.spec.class_lineage for t in library_of(self.run).tasks}
+        return [of[t] for t in self.table.task_ids]
 
     @cached_property
     def cells(self) -> pa.Table:

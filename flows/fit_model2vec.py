@@ -9,11 +9,14 @@ import pyarrow as pa
 from prefect import flow
 from safetensors.numpy import load
 
+from flows._keys import MOMENT_UNITS
+from flows._moments import moments_unit, moments_units, read_moments
 from flows._results import Results, build_selector
 from flows._stage import StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import fit_unit
 from t2v_core.evaluation import evaluate_selectors
 from t2v_core.fingerprints import readable
+from t2v_core.matrix import expert_taxonomy
 from t2v_core.metatasks import EVERYTHING, READINGS
 
 __all__ = ["fit_model2vec"]
@@ -54,8 +57,12 @@ def fit_model2vec(params: StageParams) -> StageResult:
     """Fit MODEL2VEC, judge it leaving one task out, and compare it with every other selector."""
     with open_run(params) as run:
         results = Results(run)
+        moments = moments_units(run, set(results.embeddings))
+        before = run_units(run, "second moments", moments_unit, moments, folder=MOMENT_UNITS, preparing=True)
+        run.point("moments", {"units": [u.key for u in moments]})
         units = _units(results)
         result = run_units(run, "fit MODEL2VEC", fit_unit, units, folder=results.prefix)
+        result.before = [before]
         done, began = f"{results.prefix}/selection.json", time.perf_counter()
         if result.failed == 0 and not run.store.exists(done):
             read = {u.label: run.store.read(u.key) for u in units}
@@ -67,6 +74,8 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 run.config.selection,
                 settings=run.config.model2vec,
                 extra=results.scores,
+                taxonomy=expert_taxonomy(results.table.task_ids, results.lineages, results.trained_on),
+                moments=read_moments(run.store, [u.key for u in moments], results.table.task_ids),
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):
                 table = pa.Table.from_pandas(frame, preserve_index=False)

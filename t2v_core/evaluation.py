@@ -164,6 +164,7 @@ def build_problem(
     *,
     sizes: np.ndarray | None = None,
     taxonomy: np.ndarray | None = None,
+    moments: np.ndarray | None = None,
 ) -> Problem:
     """The problem of a whole matrix, all cells candidates.
 
@@ -174,6 +175,7 @@ def build_problem(
         model2vec: settings; its alpha is that of d_asym too.
         sizes: ``[E]``, train images of each expert's tasks; default: those that the embeddings name.
         taxonomy: ``[T, E]``, taxonomic distances, if any.
+        moments: ``[T, D]``, second moments of the tasks' features, if any.
     """
     if sizes is None:
         images = dict(zip(embeddings.task_ids, embeddings.frame["n_images"], strict=True))
@@ -189,6 +191,8 @@ def build_problem(
         groups=concept_groups(matrix.task_ids),
         domains=embeddings.domains,
         expert_domains=expert_vectors(embeddings.domains, embeddings.task_ids, trained_on),
+        moments=moments,
+        expert_moments=None if moments is None else expert_vectors(moments, embeddings.task_ids, trained_on),
         layers=embeddings.layers,
         sizes=sizes,
         taxonomy=taxonomy,
@@ -263,6 +267,7 @@ def evaluate_selectors(
     settings: Model2VecSpec,
     extra: Mapping[str, np.ndarray] | None = None,
     taxonomy: np.ndarray | None = None,
+    moments: np.ndarray | None = None,
 ) -> SelectionResult:
     """Compare the selectors of Sect. 4.2, the baselines and the extensions, on each meta-task in three readings.
 
@@ -276,13 +281,14 @@ def evaluate_selectors(
         settings: of MODEL2VEC; its alpha is that of d_asym too.
         extra: further scores ``[T, E]`` by name, lower is better, rows as the matrix's.
         taxonomy: ``[T, E]``, taxonomic distances, if any.
+        moments: ``[T, D]``, second moments of the tasks' features, if any.
 
     Raises:
         DataError: no task can be judged.
     """
     if not matrix.judged().any():
         raise DataError("no task has two experts that were tried on it and not trained on it; nothing can be judged")
-    whole = build_problem(matrix, embeddings, trained_on, settings, taxonomy=taxonomy)
+    whole = build_problem(matrix, embeddings, trained_on, settings, taxonomy=taxonomy, moments=moments)
     parts: dict[str, list[pd.DataFrame]] = {"table": [], "choices": [], "pairs": []}
     words: tuple[str, ...] = ()
     for meta in make_meta_tasks(spec.meta_tasks, matrix.experts, matrix.task_ids):

@@ -9,10 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from t2v_core.config import MetaTaskRule
+from t2v_core.distances import taxonomic_matrix
 from t2v_core.errors import ConfigError, DataError
 from t2v_core.fingerprints import matching, name_rank
 
-__all__ = ["ErrorMatrix", "expert_vectors", "sample_names", "wanted_cells"]
+__all__ = ["ClassLineages", "ErrorMatrix", "expert_taxonomy", "expert_vectors", "sample_names", "wanted_cells"]
+
+ClassLineages = tuple[tuple[str, ...], ...]
+"""The place of each class of a task in a taxonomy, itself last; empty for a class that has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +110,28 @@ def expert_vectors(vectors: np.ndarray, task_ids: Sequence[str], trained_on: Map
         if rows:
             out[i] = vectors[rows].astype(np.float64).mean(0)
     return out
+
+
+def expert_taxonomy(
+    task_ids: Sequence[str], lineages: Sequence[ClassLineages], trained_on: Mapping[str, Sequence[str]]
+) -> np.ndarray | None:
+    """Taxonomic distance of each task and the nearest of each expert's, ``[T, E]``; NaN where either has no lineage.
+
+    Args:
+        task_ids: T names.
+        lineages: of each task, see `t2v_core.distances.taxonomic_matrix`.
+        trained_on: expert to its tasks.
+
+    Returns:
+        None where no class is below another: names of classes alone are no taxonomy.
+    """
+    if not any(len(place) > 1 for places in lineages for place in places):
+        return None
+    between = taxonomic_matrix(lineages)
+    place = {t: i for i, t in enumerate(task_ids)}
+    out = np.full((len(task_ids), len(trained_on)), np.inf)
+    for e, on in enumerate(trained_on.values()):
+        for task in on:
+            if task in place:
+                out[:, e] = np.fmin(out[:, e], between[:, place[task]])
+    return np.where(np.isfinite(out), out, np.nan)

@@ -15,8 +15,9 @@ from scipy.linalg import eigh
 
 from t2v_core.embedding import Layer
 from t2v_core.errors import DataError
+from t2v_core.matrix import ClassLineages
 from t2v_core.records import EmbeddingTable
-from t2v_core.reproduce.evidence import ClassLineages, Evidence
+from t2v_core.reproduce.evidence import Evidence
 from t2v_core.reproduce.profile import Profile
 
 __all__ = ["from_triangle", "read_compact", "unit_vectors"]
@@ -138,6 +139,8 @@ def read_compact(
     triangle = _table(folder, "distances")
     symmetric, domain = (from_triangle(triangle[c].to_numpy(np.float64), len(ids)) for c in ("symmetric", "domain"))
     domains = unit_vectors(domain)
+    second = triangle.get("second_moments")
+    moments = None if second is None else unit_vectors(from_triangle(second.to_numpy(np.float64), len(ids)))
     lineages: tuple[ClassLineages, ...] = tuple(
         tuple(tuple(str(x) for x in place) for place in classes) for classes in taxonomy["class_lineage"]
     )
@@ -145,7 +148,7 @@ def read_compact(
     t0 = (10.0 ** layout["trivial_log10"].to_numpy(np.float64)).astype(np.float32)
     notes = [
         f"Embeddings are a sample of {vectors.shape[1]:,} filters; distances between tasks were made of all of them.",
-        "Domain embeddings are rebuilt from their cosine distances, at length one.",
+        "Domain embeddings and second moments are rebuilt from their cosine distances, at length one.",
     ]
     runs = pq.read_table(transfer).to_pandas() if transfer and transfer.is_file() else None
     if runs is not None and not set(runs["expert"]) <= set(experts["expert"]):
@@ -160,6 +163,7 @@ def read_compact(
         trained_on={e: tuple(on) for e, on in zip(experts["expert"], experts["tasks"], strict=True)},
         errors=errors.to_numpy(np.float64),
         transfer=runs,
+        moments=moments,
         probes=read_probes(probes, dict(zip(ids, domains, strict=True))) if probes else {},
         notes=tuple(notes),
     )

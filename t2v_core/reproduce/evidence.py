@@ -11,6 +11,7 @@ import pandas as pd
 
 from t2v_core.distances import taxonomic_matrix
 from t2v_core.errors import DataError
+from t2v_core.matrix import ClassLineages
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.profile import Profile
 
@@ -20,9 +21,6 @@ TASK_COLUMNS = ("task_id", "source", "label", "n_train", "complexity", "head_err
 """What must be known of each task."""
 TRANSFER_COLUMNS = ("expert", "task_id", "size", "seed", "n_train", "balanced_error", "frozen_balanced_error")
 """What must be known of each fine-tuning run."""
-
-ClassLineages = tuple[tuple[str, ...], ...]
-"""The place of each class of a task in a taxonomy, itself last; empty for a class that has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,8 @@ class Evidence:
     """``[T, E]`` balanced test error; NaN where a cell was not tried."""
     transfer: pd.DataFrame | None = None
     """Fine-tuning runs, `TRANSFER_COLUMNS`."""
+    moments: np.ndarray | None = None
+    """``[T, D]``, second moments of features; None where they were not kept."""
     probes: Mapping[str, EmbeddingTable] = field(default_factory=dict)
     """Embeddings of some of the tasks by other probes."""
     notes: tuple[str, ...] = ()

@@ -9,16 +9,15 @@ import numpy as np
 import pandas as pd
 
 from t2v_core.config import MetaTaskRule, Model2VecSpec, SelectionSpec
-from t2v_core.distances import taxonomic_matrix
 from t2v_core.errors import DataError
 from t2v_core.evaluation import SelectionResult, build_problem, evaluate_meta_task
-from t2v_core.matrix import ErrorMatrix
+from t2v_core.matrix import ErrorMatrix, expert_taxonomy
 from t2v_core.metatasks import LEFT_OUT, READINGS, MetaTask, make_meta_tasks
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.bootstrap import mean_interval
 from t2v_core.reproduce.evidence import Evidence
 
-__all__ = ["BY_PROBE", "Judged", "expert_taxonomy", "judge_meta_tasks", "judge_probes"]
+__all__ = ["BY_PROBE", "Judged", "judge_meta_tasks", "judge_probes"]
 
 BY_PROBE = ("chance", "generic", "TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC")
 """What Table 2 compares probes by; the first two are the same for all."""
@@ -37,23 +36,6 @@ class Judged:
     choices: pd.DataFrame
     """One row a meta-task, reading, selector and task: expert, error, ratio."""
     conclusions: tuple[str, ...]
-
-
-def expert_taxonomy(evidence: Evidence) -> np.ndarray | None:
-    """Taxonomic distance of each task and the nearest of each expert's, ``[T, E]``; NaN where either has no lineage.
-
-    None where the library has no taxonomy.
-    """
-    if not any(any(places) for places in evidence.class_lineages):
-        return None
-    between = taxonomic_matrix(evidence.class_lineages)
-    place = {t: i for i, t in enumerate(evidence.task_ids)}
-    out = np.full(evidence.errors.shape, np.inf)
-    for e, on in enumerate(evidence.trained_on.values()):
-        for task in on:
-            if task in place:
-                out[:, e] = np.fmin(out[:, e], between[:, place[task]])
-    return np.where(np.isfinite(out), out, np.nan)
 
 
 def _judge(
@@ -91,7 +73,7 @@ def _judge(
         )
     place = {t: i for i, t in enumerate(evidence.task_ids)}
     rows = np.array([place[t] for t in table.task_ids])
-    taxonomy = expert_taxonomy(evidence)
+    taxonomy = expert_taxonomy(evidence.task_ids, evidence.class_lineages, evidence.trained_on)
     matrix = ErrorMatrix(table.task_ids, evidence.experts, evidence.errors[rows], evidence.own[rows])
     images = dict(zip(evidence.task_ids, evidence.tasks["n_train"], strict=True))
     sizes = np.array([sum(images.get(t, 0) for t in on) or np.nan for on in evidence.trained_on.values()], np.float64)
@@ -102,6 +84,7 @@ def _judge(
         model2vec,
         sizes=sizes,
         taxonomy=None if taxonomy is None else taxonomy[rows],
+        moments=None if evidence.moments is None else evidence.moments[rows],
     )
     its = np.array([i for i, t in enumerate(table.task_ids) if t in wanted])
     return evaluate_meta_task(

@@ -42,6 +42,10 @@ class Problem:
     """``[T, D]``, domain embeddings."""
     expert_domains: np.ndarray | None = None
     """``[E, D]``, of the experts' tasks."""
+    moments: np.ndarray | None = None
+    """``[T, D]``, second moments of the features (the diagonal of C1)."""
+    expert_moments: np.ndarray | None = None
+    """``[E, D]``, of the experts' tasks."""
     layers: tuple[Layer, ...] = ()
     """Where each layer's filters are in an embedding."""
     sizes: np.ndarray | None = None
@@ -50,7 +54,7 @@ class Problem:
     """``[T, E]``, taxonomic distance; NaN where there is no lineage."""
     model2vec: Model2VecSpec = field(default_factory=Model2VecSpec)
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Distances that are at hand already: ``symmetric`` and ``domain`` ``[T, E]``, ``complexity`` ``[E]``,
+    """Distances that are at hand already: ``symmetric``, ``domain`` and ``moments`` ``[T, E]``, ``complexity`` ``[E]``,
     ``tasks`` and ``task_domains`` ``[T, T]``."""
     generic: int = 0
     """The expert that was never fine-tuned."""
@@ -104,11 +108,12 @@ class Problem:
     @cached_property
     def domain(self) -> np.ndarray | None:
         """``[T, E]``, cosine distance of domain embeddings; NaN where unknown, None where there are none."""
-        if "domain" in self.given:
-            return self.given["domain"]
-        if self.domains is None or self.expert_domains is None:
-            return None
-        return self._to_known(cosine_matrix(self.domains, self.expert_domains[self.known]))
+        return self._cosine("domain", self.domains, self.expert_domains)
+
+    @cached_property
+    def moment_distance(self) -> np.ndarray | None:
+        """``[T, E]``, cosine distance of second moments; NaN where unknown, None where there are none."""
+        return self._cosine("moments", self.moments, self.expert_moments)
 
     @cached_property
     def between_tasks(self) -> np.ndarray:
@@ -135,7 +140,7 @@ class Problem:
     def part(self, rows: np.ndarray, columns: np.ndarray) -> Problem:
         """Some tasks and some experts; ``columns`` begins with the generic one."""
         cells = np.ix_(rows, columns)
-        by_cell = {k: self.given[k][cells] for k in ("symmetric", "domain") if k in self.given}
+        by_cell = {k: self.given[k][cells] for k in ("symmetric", "domain", "moments") if k in self.given}
         by_task = {k: self.given[k][np.ix_(rows, rows)] for k in ("tasks", "task_domains") if k in self.given}
         other = {"complexity": self.given["complexity"][columns]} if "complexity" in self.given else {}
         return replace(
@@ -148,11 +153,20 @@ class Problem:
             groups=self.groups[rows],
             domains=None if self.domains is None else self.domains[rows],
             expert_domains=None if self.expert_domains is None else self.expert_domains[columns],
+            moments=None if self.moments is None else self.moments[rows],
+            expert_moments=None if self.expert_moments is None else self.expert_moments[columns],
             sizes=None if self.sizes is None else self.sizes[columns],
             taxonomy=None if self.taxonomy is None else self.taxonomy[cells],
             given={**by_cell, **by_task, **other},
             generic=0,
         )
+
+    def _cosine(self, name: str, tasks: np.ndarray | None, experts: np.ndarray | None) -> np.ndarray | None:
+        if name in self.given:
+            return self.given[name]
+        if tasks is None or experts is None:
+            return None
+        return self._to_known(cosine_matrix(tasks, experts[self.known]))
 
     def _to_known(self, values: np.ndarray) -> np.ndarray:
         out = np.full((len(values), len(self.experts)), np.nan)

@@ -31,7 +31,7 @@ for _method in (
     generic.METHOD,
     static.METHOD,
     largest.METHOD,
-    domain.METHOD,
+    *domain.METHODS,
     taxonomic.METHOD,
     symmetric.METHOD,
     scaled.METHOD,

@@ -17,6 +17,7 @@ from reproduced import PROFILE, evidence, runs, write_compact
 from t2v_core.config import Model2VecSpec, SelectionSpec
 from t2v_core.distances import cosine_matrix
 from t2v_core.errors import ConfigError, DataError, UnknownNameError
+from t2v_core.matrix import expert_taxonomy
 from t2v_core.metatasks import make_meta_tasks
 from t2v_core.reproduce.claims import norm_follows_difficulty, taxonomy_agrees
 from t2v_core.reproduce.compact import from_triangle, read_compact, unit_vectors
@@ -25,7 +26,7 @@ from t2v_core.reproduce.figures.distances import draw_distances, top_of
 from t2v_core.reproduce.figures.maps import draw_maps
 from t2v_core.reproduce.figures.sizes import draw_sizes
 from t2v_core.reproduce.figures.violins import columns_of, draw_violins
-from t2v_core.reproduce.judging import expert_taxonomy, judge_meta_tasks, judge_probes
+from t2v_core.reproduce.judging import judge_meta_tasks, judge_probes
 from t2v_core.reproduce.page import pages
 from t2v_core.reproduce.paper import TABLE_1, TABLE_2
 from t2v_core.reproduce.profile import PROFILES, load_profile
@@ -110,7 +111,7 @@ def test_a_meta_task_is_a_sample_of_the_tried_tasks_and_has_three_readings() -> 
 
 def test_an_experts_taxonomic_distance_is_that_of_its_nearest_task() -> None:
     made = evidence()
-    found = expert_taxonomy(made)
+    found = expert_taxonomy(made.task_ids, made.class_lineages, made.trained_on)
     assert found is not None
     tax = dict(zip(np.flatnonzero(made.taxonomic), range(32), strict=True))
     for column, on in enumerate(made.trained_on.values()):
@@ -118,7 +119,9 @@ def test_an_experts_taxonomic_distance_is_that_of_its_nearest_task() -> None:
         for i in range(len(made.tasks)):
             known = [made.taxonomy_distances[tax[i], tax[r]] for r in rows if r in tax] if i in tax else []
             assert found[i, column] == min(known) if known else np.isnan(found[i, column])
-    assert expert_taxonomy(replace(made, class_lineages=tuple(() for _ in made.class_lineages))) is None
+    flat = [tuple(place[-1:] for place in places) for places in made.class_lineages]
+    for none in ([() for _ in made.class_lineages], flat):  # names of classes alone are no taxonomy
+        assert expert_taxonomy(made.task_ids, none, made.trained_on) is None
 
 
 def test_selectors_order_by_what_the_embedding_knows(found: Reproduction) -> None:

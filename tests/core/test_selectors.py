@@ -48,6 +48,8 @@ def make(t: int = 18, e: int = 5, p: int = 24, seed: int = 0) -> Problem:
         groups=groups,
         domains=domains,
         expert_domains=np.stack([np.zeros(6), *rng.random((e - 1, 6))]),
+        moments=rng.random((t, 6)) + kind[:, None],
+        expert_moments=np.stack([np.zeros(6), *rng.random((e - 1, 6))]),
         layers=(Layer("a", 0, 10), Layer("b", 10, 18), Layer("c", 18, p)),
         sizes=np.array([np.nan, 5.0, 20.0, 3.0, 7.0]),
         taxonomy=rng.integers(0, 3, (t, e)).astype(float),
@@ -135,8 +137,14 @@ def test_a_planted_pattern_is_found() -> None:
 
 
 def test_what_the_problem_lacks_is_none() -> None:
-    problem = replace(make(), domains=None, expert_domains=None, layers=(), sizes=None, taxonomy=None)
-    for name in ("domain distance", "TASK2VEC, layer weights", "largest source task", "taxonomic distance"):
+    problem = replace(make(), domains=None, expert_domains=None, moments=None, layers=(), sizes=None, taxonomy=None)
+    for name in (
+        "domain distance",
+        "domain distance, C1",
+        "TASK2VEC, layer weights",
+        "largest source task",
+        "taxonomic distance",
+    ):
         assert SELECTORS[name].score(problem) is None
     for name in ("task and domain neighbours", "prior + distance + domain"):
         assert SELECTORS[name].score(problem) is not None
@@ -186,7 +194,11 @@ def test_plain_distances_are_the_papers() -> None:
     assert SELECTORS["asymmetric TASK2VEC"].score(problem)[:, known] == pytest.approx(symmetric - 0.15 * complexity)
     wanted = cosine_matrix(problem.domains, problem.expert_domains[known])
     assert SELECTORS["domain distance"].score(problem)[:, known] == pytest.approx(wanted)
-    for name in ("TASK2VEC", "domain distance"):
+    wanted = cosine_matrix(problem.moments, problem.expert_moments[known])
+    assert SELECTORS["domain distance, C1"].score(problem)[:, known] == pytest.approx(wanted)
+    part = problem.reading(problem.candidates).part(np.arange(3, 7), np.array([0, 2, 4]))
+    assert SELECTORS["domain distance, C1"].score(part)[:, 1:] == pytest.approx(wanted[3:7, [1, 3]])
+    for name in ("TASK2VEC", "domain distance", "domain distance, C1"):
         assert np.isnan(SELECTORS[name].score(problem)[:, 0]).all()
     largest = SELECTORS["largest source task"].score(problem)
     assert choose(largest, np.ones(problem.errors.shape, bool)).tolist() == [2] * 18

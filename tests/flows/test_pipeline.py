@@ -20,6 +20,7 @@ import pytest
 
 from flows._cluster import shared_cluster
 from flows._keys import EMBEDDING_UNITS
+from flows._moments import read_moments
 from flows._plan import Speed, make_plan, probe_of
 from flows._registered import configured
 from flows._stage import StageFailed, StageParams
@@ -83,6 +84,16 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str], 
     assert set(table["meta_task"]) == {"all"}
     assert (table[table["method"] == "oracle"]["relative_increase"] == 0).all()
     assert (table["relative_increase"] >= 0).all()
+
+    # C1 of a task is over the images that its mean features are over: a second moment is no less than a squared mean.
+    embedded = pd.DataFrame(store.read_table("embeddings/part-0.parquet").to_pylist())
+    moments = read_moments(store, store.read_json("latest/mini/moments.json")["units"], list(embedded["task_id"]))
+    assert moments is not None
+    means = np.stack(embedded["domain_embedding"].to_list())
+    assert moments.shape == means.shape
+    assert (moments >= np.square(means) - 1e-4).all()
+    assert (moments <= 20 * np.square(means).max(1, keepdims=True)).all()
+    assert len(np.unique(moments.round(6), axis=0)) == 6
 
     # 3. The report: bad images, skipped tasks and the absent source are in it, by name.
     page = store.read(first["keys"][0]).decode()

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 
 from t2v_core.arrange import OTHERS, PALETTE, cluster, dendrogram_path
+from t2v_core.matrix import ClassLineages
 from t2v_core.reproduce.claims import Claim
-from t2v_core.reproduce.evidence import ClassLineages, Evidence
+from t2v_core.reproduce.evidence import Evidence
 from t2v_core.reproduce.figures.canvas import BLUE, CLOSENESS, INK, ORANGE, Drawn, canvas, printable, tidy
 from t2v_core.reproduce.figures.maps import scatter_norm
 from t2v_core.reproduce.neighbourhood import neighbourhoods
