@@ -182,6 +182,7 @@ def _finish(
         (torch.as_tensor(head.weight), torch.as_tensor(head.bias)),
         probe.transform.to_tensor(images, dtype=probe.dtype),
         labels=labels[rows],
+        features=features[rows],
         spec=spec,
     )
     fisher_seconds = time.perf_counter() - started

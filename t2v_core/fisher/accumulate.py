@@ -32,6 +32,9 @@ class FisherInput:
     labels: torch.Tensor | None
     """``[N]`` int64, where they are known."""
     spec: EmbeddingSpec
+    features: torch.Tensor | None = None
+    """``[N, D]``, where they are at hand: they say which images and classes are drawn, and what that saves is a forward
+    pass of all images. Rounding in them changes what is drawn, and no expectation."""
 
     @property
     def weights(self) -> Sequence[torch.Tensor]:
@@ -87,7 +90,9 @@ def batch_of(probe: Probe, images: torch.Tensor, index: slice | torch.Tensor) ->
 
 @torch.no_grad()
 def clean_features(task: FisherInput) -> torch.Tensor:
-    """Features ``[N, D]`` of all images, without noise."""
+    """Features ``[N, D]`` of all images, without noise: those at hand, else by a pass."""
+    if task.features is not None:
+        return task.features.to(task.probe.device, task.probe.dtype)
     size = task.batch_size
     starts = range(0, len(task.images), size)
     parts = [task.probe.network(batch_of(task.probe, task.images, slice(s, s + size))) for s in starts]

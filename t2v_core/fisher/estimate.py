@@ -52,6 +52,17 @@ def _check(probe: Probe, head: Head, images: torch.Tensor, labels: Any) -> tuple
     return placed, known
 
 
+def _checked(probe: Probe, features: Any, n: int) -> torch.Tensor | None:
+    if features is None:
+        return None
+    found = torch.as_tensor(features)
+    if found.shape != (n, probe.n_features):
+        raise DataError(
+            f"got features of shape {tuple(found.shape)}; wanted [{n}, {probe.n_features}], one row an image"
+        )
+    return found
+
+
 def estimate_fisher(
     probe: Probe,
     head: Head,
@@ -59,6 +70,7 @@ def estimate_fisher(
     estimator: str | None = None,
     *,
     labels: Any = None,
+    features: Any = None,
     spec: EmbeddingSpec | None = None,
     **settings: Any,
 ) -> FisherEstimate:
@@ -77,6 +89,7 @@ def estimate_fisher(
             spec's.
         labels: ``[N]`` integers in ``[0, C)``; ``reference`` balances the classes by them, and ``variational`` takes
             its loss on them (without them, on the head's own predictions).
+        features: ``[N, D]`` of the images, where they are at hand: spares the samplers a forward pass of all of them.
         spec: all settings; default `EmbeddingSpec()`.
         settings: any of the spec's fields, in its place: ``draws``, ``seed``, ``batch_size``, ``beta``, ...
 
@@ -98,7 +111,7 @@ def estimate_fisher(
         raise explain_validation_error(error, EmbeddingSpec, "settings of the Fisher information") from error
     method = ESTIMATORS[chosen.estimator]
     placed, known = _check(probe, head, images, labels)
-    return method(FisherInput(probe, placed, images, known, chosen))
+    return method(FisherInput(probe, placed, images, known, chosen, _checked(probe, features, len(images))))
 
 
 def fisher_filters(
@@ -108,8 +121,10 @@ def fisher_filters(
     estimator: str = "montecarlo",
     *,
     labels: Any = None,
+    features: Any = None,
     spec: EmbeddingSpec | None = None,
     **settings: Any,
 ) -> torch.Tensor:
     """`estimate_fisher`'s values alone: ``[P]`` float64, mean over images and over each filter's weights."""
-    return estimate_fisher(probe, head, images, estimator, labels=labels, spec=spec, **settings).filters
+    given = {"labels": labels, "features": features, "spec": spec, **settings}
+    return estimate_fisher(probe, head, images, estimator, **given).filters

@@ -294,19 +294,28 @@ def test_filter_value_is_the_mean_over_its_weights_of_the_kl_curvature() -> None
         assert np.mean(curvature) == pytest.approx(0.5 * float(fisher[o]), rel=1e-4)
 
 
-def mean_over_seeds(name: str, n: int, draws: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact values, and mean and deviation over seeds of an estimator."""
+def mean_over_seeds(
+    name: str, n: int, draws: int, scale: float = 1.0, rough: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact values, and mean and deviation over seeds of an estimator; ``rough``: it is told features with noise."""
     probe, images, head = tiny_probe(torch.float32), random_images(24).float(), random_head(6, 6, scale=scale)
     exact = fisher_filters(probe, head, images, "exact").numpy()
-    runs = [fisher_filters(probe, head, images, name, draws=draws, seed=s).numpy() for s in range(n)]
+    features = None
+    if rough is not None:
+        features = probe.network(images) + rough * torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+    runs = [fisher_filters(probe, head, images, name, features=features, draws=draws, seed=s).numpy() for s in range(n)]
     return exact, np.mean(runs, axis=0), np.std(runs, axis=0, ddof=1)
 
 
+@pytest.mark.parametrize("rough", [None, 0.0, 0.3])
 @pytest.mark.parametrize(("name", "draws"), [("montecarlo", 32), ("montecarlo_plain", 32), ("montecarlo_plain", 10)])
-def test_sampling_is_unbiased(name: str, draws: int) -> None:
-    """The mean over seeds converges to the exact value at the rate of its standard error; 10 draws see not all images."""
+def test_sampling_is_unbiased(name: str, draws: int, rough: float | None) -> None:
+    """The mean over seeds converges to the exact value at the rate of its standard error; 10 draws see not all images.
+
+    Features that are at hand say what is drawn, and need not be right for that.
+    """
     n = 300
-    exact, mean, deviation = mean_over_seeds(name, n, draws)
+    exact, mean, deviation = mean_over_seeds(name, n, draws, rough=rough)
     z = (mean - exact) / (deviation / np.sqrt(n))
     assert np.abs(z).max() < 4
     assert (deviation / np.sqrt(n) / exact).max() < 0.1  # the test could see a bias of some per cent
@@ -333,6 +342,24 @@ def test_every_pair_weighs_one_nth_on_average(draw: Callable[[np.ndarray, int, i
     z = (mean - 0.1)[values > 0] / error[values > 0]
     assert np.abs(z).max() < 4
     assert np.median(error[values > 0]) < 0.02
+
+
+@pytest.mark.parametrize("name", ["montecarlo", "montecarlo_plain", "variational"])
+def test_features_at_hand_spare_a_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, images, head = tiny_probe(torch.float32), random_images(24).float(), random_head(3, 6)
+    seen: list[int] = []
+    forward = probe.network.forward
+    monkeypatch.setattr(probe.network, "forward", lambda x: seen.append(len(x)) or forward(x))
+    given = {"labels": torch.arange(24) % 3, "draws": 8}
+    alone = fisher_filters(probe, head, images, name, **given)
+    passes = sum(seen)
+    with torch.no_grad():
+        features = probe.network(images)
+    seen.clear()
+    assert torch.equal(fisher_filters(probe, head, images, name, features=features, **given), alone)
+    assert sum(seen) == passes - 24
+    with pytest.raises(DataError, match=r"features of shape \(23, 6\); wanted \[24, 6\]"):
+        fisher_filters(probe, head, images, name, features=features[1:], **given)
 
 
 def test_nothing_to_draw_where_nothing_matters() -> None:
