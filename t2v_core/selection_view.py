@@ -198,5 +198,7 @@ def headline(selection: pd.DataFrame, n_tasks: int) -> str:
     rivals = [row for row in judged if row not in ours and "oracle" not in row["method"].lower()]
     rival = min(rivals, key=lambda row: row["relative_increase"])
     if rival is not generic and rival["relative_increase"] < best["relative_increase"] - _TIE:
-        text += f" The baseline “{rival['method']}” does better, at {above(rival)} it."
+        costly = any(word in rival["method"].lower() for word in _OTHERS)
+        what = f"“{rival['method']}”, which looks at the experts themselves," if costly else f"“{rival['method']}”"
+        text += f" {what} does better, at {above(rival)} it."
     return text

@@ -367,7 +367,9 @@ def test_headline_tells_a_win_a_draw_and_a_loss() -> None:
     assert "It loses to the generic expert" in loss
     tie = headline(selection(TASK2VEC=0.2, generic=0.2), 12)
     assert tie.endswith("The generic expert does as well, so choosing makes no difference here.")
-    assert "baseline “static” does better, at 10.0% [5.0, 15.0] above it" in loss
+    assert "“static” does better, at 10.0% [5.0, 15.0] above it" in loss
+    tried = headline(selection(TASK2VEC=0.2, generic=0.4, landmarks_3_tried=0.1), 12)
+    assert "“landmarks 3 tried”, which looks at the experts themselves, does better, at 10.0%" in tried
     assert headline(selection(chance=0.4), 1) == "1 task embedded; no selection of experts was judged."
 
 
