@@ -2,7 +2,7 @@
 
     python benchmarks/again.py examples/rehearsal.yaml runs/rehearsal/store [FOLDER]      after `make rehearsal`
 
-A second store gets hard links to all objects of the first one, but those of a sample of units: 100 embeddings, 3 experts
+A second store gets hard links to all objects of the first, but those of a sample of units: 100 embeddings, 3 experts
 (or a tenth of what there is) with all their blocks, and 10 blocks of others. The pipeline runs on it; when a third of
 the sample is there, everything is killed by SIGKILL, and it is started again. Then the sample's objects are compared
 with the first store's, byte for byte but for what tells wall times. FOLDER is kept; default: a temporary one.
