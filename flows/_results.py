@@ -22,6 +22,7 @@ from t2v_core.model2vec import Model2Vec
 from t2v_core.prediction import ErrorModel, fit_error_model
 from t2v_core.records import EmbeddingTable
 from t2v_core.selector import Selector
+from t2v_core.selectors.rates import QueryRates
 from t2v_core.transferability.block import scores_matrix
 
 __all__ = ["Results", "build_selector"]
@@ -100,6 +101,21 @@ class Results:
         """Place of each class of each embedded task in the taxonomy; empty where it has none."""
         of = {t.task_id: t.spec.class_lineage for t in library_of(self.run).tasks}
         return [of[t] for t in self.table.task_ids]
+
+    @cached_property
+    def rates(self) -> QueryRates:
+        """What a new task would cost, by these results' own records; the generic expert is the probe's network."""
+        frame, cells = self.table.frame, self.cells.to_pandas()
+        made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
+        image = float((made["features_seconds"] / made["n_images"]).median())
+        return QueryRates(
+            n_images=float(frame["n_images"].median()),
+            probe_image=image,
+            embedding=float(frame["seconds"].median()),
+            embedding_passes=float(frame["n_passes"].median()),
+            expert_image=image,
+            head=float(cells["seconds"].median()),
+        )
 
     @cached_property
     def cells(self) -> pa.Table:

@@ -75,6 +75,7 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 settings=run.config.model2vec,
                 extra=results.scores,
                 taxonomy=expert_taxonomy(results.table.task_ids, results.lineages, results.trained_on),
+                rates=results.rates,
                 moments=read_moments(run.store, [u.key for u in moments], results.table.task_ids),
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):

@@ -27,6 +27,8 @@ from t2v_core.metatasks import (
 from t2v_core.records import EmbeddingTable
 from t2v_core.selection import compare_selectors, conclusions, paired_differences
 from t2v_core.selectors import SELECTORS, Problem
+from t2v_core.selectors.method import BY_FEATURES, Cost
+from t2v_core.selectors.rates import QueryRates
 
 __all__ = [
     "ALL",
@@ -138,13 +140,7 @@ def evaluate_problem(
         )
         order = {name: i for i, name in enumerate(dict.fromkeys(["oracle", "chance", *scores]))}
         table = table.sort_values("method", key=lambda c, order=order: c.map(order), kind="stable", ignore_index=True)
-        costs = [SELECTORS[m].cost if m in SELECTORS else None for m in table["method"]]
-        table["probe_passes"] = [float("nan") if c is None else float(c.probe_passes) for c in costs]
-        table["experts_tried"] = [
-            float("nan") if c is None else float(len(problem.experts) if c.experts_tried < 0 else c.experts_tried)
-            for c in costs
-        ]
-        table.loc[table["method"] == "chance", ["probe_passes", "experts_tried"]] = 0.0
+        table = _with_costs(table, problem, extra or {})
         table["score_seconds"] = [seconds.get(m, float("nan")) for m in table["method"]]
         groups = problem.groups[keep]
         compared = paired_differences(detail, list(scores), YARDSTICKS, spec, groups)
@@ -156,6 +152,22 @@ def evaluate_problem(
     return table, detail, compared
 
 
+def _with_costs(table: pd.DataFrame, problem: Problem, extra: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The table with what each method costs for a new task; seconds and images where they were measured."""
+    of, n = {m: SELECTORS[m].cost for m in table["method"] if m in SELECTORS}, len(problem.experts)
+    costs = [of.get(m, BY_FEATURES if m in extra else Cost()) for m in table["method"]]
+    out = table.assign(
+        probe_passes=[float(c.probe_passes) for c in costs],
+        experts_tried=[float(n if c.experts_tried < 0 else c.experts_tried) for c in costs],
+    )
+    if problem.rates is None:
+        return out
+    rates = problem.rates
+    return out.assign(
+        query_images=[c.images(rates, n) for c in costs], query_seconds=[c.seconds(rates, n) for c in costs]
+    )
+
+
 def build_problem(
     matrix: ErrorMatrix,
     embeddings: EmbeddingTable,
@@ -165,6 +177,7 @@ def build_problem(
     sizes: np.ndarray | None = None,
     taxonomy: np.ndarray | None = None,
     moments: np.ndarray | None = None,
+    rates: QueryRates | None = None,
 ) -> Problem:
     """The problem of a whole matrix, all cells candidates.
 
@@ -176,6 +189,7 @@ def build_problem(
         sizes: ``[E]``, train images of each expert's tasks; default: those that the embeddings name.
         taxonomy: ``[T, E]``, taxonomic distances, if any.
         moments: ``[T, D]``, second moments of the tasks' features, if any.
+        rates: measured costs of a new task, if known.
     """
     if sizes is None:
         images = dict(zip(embeddings.task_ids, embeddings.frame["n_images"], strict=True))
@@ -191,6 +205,7 @@ def build_problem(
         groups=concept_groups(matrix.task_ids),
         domains=embeddings.domains,
         expert_domains=expert_vectors(embeddings.domains, embeddings.task_ids, trained_on),
+        rates=rates,
         moments=moments,
         expert_moments=None if moments is None else expert_vectors(moments, embeddings.task_ids, trained_on),
         layers=embeddings.layers,
@@ -268,6 +283,7 @@ def evaluate_selectors(
     extra: Mapping[str, np.ndarray] | None = None,
     taxonomy: np.ndarray | None = None,
     moments: np.ndarray | None = None,
+    rates: QueryRates | None = None,
 ) -> SelectionResult:
     """Compare the selectors of Sect. 4.2, the baselines and the extensions, on each meta-task in three readings.
 
@@ -282,13 +298,15 @@ def evaluate_selectors(
         extra: further scores ``[T, E]`` by name, lower is better, rows as the matrix's.
         taxonomy: ``[T, E]``, taxonomic distances, if any.
         moments: ``[T, D]``, second moments of the tasks' features, if any.
+        rates: measured costs of a new task, if known.
 
     Raises:
         DataError: no task can be judged.
     """
     if not matrix.judged().any():
         raise DataError("no task has two experts that were tried on it and not trained on it; nothing can be judged")
-    whole = build_problem(matrix, embeddings, trained_on, settings, taxonomy=taxonomy, moments=moments)
+    known = {"taxonomy": taxonomy, "moments": moments}
+    whole = build_problem(matrix, embeddings, trained_on, settings, rates=rates, **known)
     parts: dict[str, list[pd.DataFrame]] = {"table": [], "choices": [], "pairs": []}
     words: tuple[str, ...] = ()
     for meta in make_meta_tasks(spec.meta_tasks, matrix.experts, matrix.task_ids):

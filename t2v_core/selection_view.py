@@ -27,6 +27,8 @@ _MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     (r"top(\d+)", "Best among first K", lambda value: percent(value, 0)),
     (r"tau", "Weighted τ", plain_number),
     (r"score_seconds", "Time to score", seconds),
+    (r"query_images", "Image passes for a new task", lambda value: plain_number(round(value))),
+    (r"query_seconds", "Time for a new task", seconds),
 )
 
 _TIE = 5e-4  # relative increases nearer than this look the same at the one decimal shown

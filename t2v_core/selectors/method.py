@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from t2v_core.selectors.problem import Problem
+from t2v_core.selectors.rates import QueryRates
 
-__all__ = ["Cost", "Method"]
+__all__ = ["BY_FEATURES", "Cost", "Method"]
+
+
+def _of(n_experts: int, n: int) -> int:
+    return n_experts if n < 0 else n
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,20 @@ class Cost:
     """Passes of the task's images through the probe: 1 for features; an embedding takes one more, with gradients."""
     experts_tried: int = 0
     """Experts whose features of the task's images are made, and a head trained; -1: all of them."""
+    experts_seen: int = 0
+    """Experts whose features are made, and no head trained; -1: all of them."""
 
-    def seconds(
-        self, n_images: int, n_experts: int, per_pass: float, per_expert_image: float, per_head: float
-    ) -> float:
-        """Seconds for a task of so many images, from measured costs of an image and of a head."""
-        tried = n_experts if self.experts_tried < 0 else self.experts_tried
-        return self.probe_passes * n_images * per_pass + tried * (n_images * per_expert_image + per_head)
+    def images(self, rates: QueryRates, n_experts: int) -> float:
+        """Passes of an image through some network."""
+        tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
+        own = rates.n_images * (self.probe_passes > 0) + rates.embedding_passes * (self.probe_passes > 1)
+        return float(own + (tried + seen) * rates.n_images)
+
+    def seconds(self, rates: QueryRates, n_experts: int) -> float:
+        """Seconds of one worker."""
+        tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
+        own = rates.n_images * rates.probe_image * (self.probe_passes > 0) + rates.embedding * (self.probe_passes > 1)
+        return float(own + (tried + seen) * rates.n_images * rates.expert_image + tried * rates.head)
 
 
 @dataclass(frozen=True)
@@ -45,3 +57,7 @@ class Method:
     """Only where it is asked for by name."""
     sees_own_errors: bool = False
     """It reads errors of the very task: all of them (the oracle), or those of the experts that it tries."""
+
+
+BY_FEATURES = Cost(experts_seen=-1)
+"""Of a method that looks at every expert's features of the task."""

@@ -12,6 +12,7 @@ from t2v_core.config import Model2VecSpec
 from t2v_core.distances import cosine_matrix, symmetric_matrix
 from t2v_core.embedding import Layer
 from t2v_core.errors import DataError
+from t2v_core.selectors.rates import QueryRates
 
 __all__ = ["Problem"]
 
@@ -56,6 +57,8 @@ class Problem:
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Distances that are at hand already: ``symmetric``, ``domain`` and ``moments`` ``[T, E]``, ``complexity`` ``[E]``,
     ``tasks`` and ``task_domains`` ``[T, T]``."""
+    rates: QueryRates | None = None
+    """Measured costs of a new task, where they are known."""
     generic: int = 0
     """The expert that was never fine-tuned."""
     seed: int = 0

@@ -27,6 +27,7 @@ from t2v_core.ranking import random_ranks, rank_measures
 from t2v_core.records import EmbeddingTable, embedding_row
 from t2v_core.selection import paired_differences
 from t2v_core.selectors import SELECTORS
+from t2v_core.selectors.rates import QueryRates
 
 TASKS = ("a/x", "a/y", "b/x", "b/y", "c/z", "a/w", "b/v", "c/u")
 TRAINED = {"generic": [], "ax": ["a/x"], "bs": ["b/x", "b/y"], "cz": ["c/z"]}
@@ -169,10 +170,11 @@ def test_the_whole_comparison() -> None:
     spec = SelectionSpec(meta_tasks=rules, n_bootstrap=100)
     settings = Model2VecSpec(l2=(0.1,), folds=2)
     given = {("all", LEFT_OUT): -matrix.errors}
-    got = evaluate_selectors(
-        matrix, table, TRAINED, given, spec, settings=settings, extra={"LogME": matrix.errors, "worst": -matrix.errors}
-    )
-    names = {n for n in SELECTORS if not SELECTORS[n].slow and n != "taxonomic distance"} | {"chance", "LogME", "worst"}
+    rates = QueryRates(100, probe_image=0.01, embedding=7.0, embedding_passes=80, expert_image=0.02, head=0.5)
+    extra = {"LogME": matrix.errors, "worst": -matrix.errors}
+    got = evaluate_selectors(matrix, table, TRAINED, given, spec, settings=settings, extra=extra, rates=rates)
+    names = {n for n in SELECTORS if not SELECTORS[n].slow} | {"chance", "LogME", "worst"}
+    names -= {"taxonomic distance", "domain distance, C1"}  # what they need was not given
     by = got.table.groupby(["meta_task", "reading"], sort=False)["method"].agg(list)
     assert by.index.tolist() == [(m, r) for m in ("all", "ab") for r in READINGS]
     assert all(set(methods) == names and methods[:2] == ["oracle", "chance"] for methods in by)
@@ -188,6 +190,12 @@ def test_the_whole_comparison() -> None:
     assert rows.loc["all", ALL].loc["MODEL2VEC", "error"] != rows.loc["all", ALL].loc["worst", "error"]
     assert (rows.loc["ab", LEFT_OUT]["n_tasks"] == 6).all()
     assert rows.loc[("ab", LEFT_OUT, "oracle"), "experts_tried"] == 3
+    cost = rows.loc["ab", LEFT_OUT]["query_seconds"]
+    assert cost["MODEL2VEC"] == pytest.approx(8.0)
+    assert (cost["chance"], cost["static"]) == (0, 0)
+    assert cost["LogME"] == pytest.approx(3 * 2.0)
+    assert cost["oracle"] == pytest.approx(3 * 2.5)
+    assert rows.loc[("all", LEFT_OUT, "LogME"), "query_images"] == 4 * 100
     # No choice breaks its reading.
     own = {(t, e) for e, on in TRAINED.items() for t in on}
     picked = got.choices[(got.choices["reading"] == LEFT_OUT) & (got.choices["method"] != "chance")]

@@ -17,7 +17,9 @@ from t2v_core.selection import choose
 from t2v_core.selectors import SELECTORS, Cost, Problem
 from t2v_core.selectors.landmarks import NOISE, SHRINK, complete_rows
 from t2v_core.selectors.layer_weights import block_slices
+from t2v_core.selectors.method import BY_FEATURES
 from t2v_core.selectors.neighbours import neighbour_errors, task_distance
+from t2v_core.selectors.rates import QueryRates
 from t2v_core.selectors.scaled import scaled
 
 LEARNED = [n for n in SELECTORS if not SELECTORS[n].sees_own_errors]
@@ -340,5 +342,14 @@ def test_errors_say_what_is_wanted() -> None:
 
 
 def test_cost_by_hand() -> None:
-    assert Cost(2, 3).seconds(100, 50, 0.01, 0.02, 0.5) == pytest.approx(2 * 100 * 0.01 + 3 * (100 * 0.02 + 0.5))
-    assert Cost(0, -1).seconds(10, 50, 0.01, 0.02, 0.5) == pytest.approx(50 * (10 * 0.02 + 0.5))
+    rates = QueryRates(100, probe_image=0.01, embedding=7.0, embedding_passes=80, expert_image=0.02, head=0.5)
+    for cost, images, seconds in (
+        (Cost(), 0, 0),
+        (Cost(1), 100, 1.0),
+        (Cost(2), 180, 8.0),
+        (Cost(2, 3), 480, 8.0 + 3 * 2.5),
+        (Cost(0, -1), 5000, 50 * 2.5),
+        (BY_FEATURES, 5000, 50 * 2.0),
+    ):
+        assert cost.images(rates, 50) == images
+        assert cost.seconds(rates, 50) == pytest.approx(seconds)

@@ -34,6 +34,11 @@ from t2v_core.selectors import SELECTORS
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
+def embedded_images(store: Store) -> float:
+    """Images of the median task."""
+    return float(np.median(store.read_table("embeddings/part-0.parquet")["n_images"].to_numpy()))
+
+
 def contents(store: Store) -> dict[str, bytes]:
     """Every object of a store."""
     return {key: store.read(key) for key in store.list()}
@@ -84,6 +89,11 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str], 
     assert set(table["meta_task"]) == {"all"}
     assert (table[table["method"] == "oracle"]["relative_increase"] == 0).all()
     assert (table["relative_increase"] >= 0).all()
+
+    costs = table[table["reading"] == "own expert left out"].set_index("method")
+    assert (costs[["query_seconds", "query_images"]].loc[["static", "chance", "generic"]] == 0).all(axis=None)
+    assert 0 < costs["query_seconds"]["domain distance"] < costs["query_seconds"]["MODEL2VEC"]
+    assert costs["query_images"]["oracle"] == 3 * embedded_images(store)
 
     # C1 of a task is over the images that its mean features are over: a second moment is no less than a squared mean.
     embedded = pd.DataFrame(store.read_table("embeddings/part-0.parquet").to_pylist())
