@@ -74,7 +74,7 @@ def main(config: str, url: str, folder: str = "") -> None:
     place, store = Path(folder or tempfile.mkdtemp(prefix="t2v-again-")), Path(url).resolve()
     sample, second = units(store), place.resolve() / "store"
     print(f"{link(store, second, set(sample)):,} objects linked, {len(sample)} of the sample are to be made again")
-    command = [sys.executable, "-m", "flows.cli", "run", str(Path(config).resolve()), "--store", str(second)]
+    command = [sys.executable, "-m", "flows.cli", "run", str(Path(config).resolve()), "--force", "--store", str(second)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "T2V_STORE": str(second)}
 
     def there() -> int:
@@ -88,7 +88,7 @@ def main(config: str, url: str, folder: str = "") -> None:
             )
             while run.poll() is None and not (kill and there() >= len(sample) / 3):
                 time.sleep(0.5)
-            if kill:
+            if kill and run.poll() is None:
                 # Workers have sessions of their own: whoever has our store in its environment goes.
                 os.killpg(run.pid, signal.SIGKILL)
                 for process in started_with(str(second)):

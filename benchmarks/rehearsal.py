@@ -98,7 +98,7 @@ def keep(url: str) -> None:
         "symmetric": symmetric_matrix(vectors, vectors)[upper],
         "domain": cosine_matrix(*[embeddings.domains.astype(np.float64)] * 2)[upper],
     }
-    moments = read_moments(store, last("moments")["units"], embeddings.task_ids)
+    moments = read_moments(store, last("moments")["units"], embeddings.frame["task_fingerprint"].to_list())
     if moments is not None:
         distances["second_moments"] = cosine_matrix(*[moments.astype(np.float64)] * 2)[upper]
     _write("distances", pa.table({k: v.astype(np.float16) for k, v in distances.items()}))

@@ -69,6 +69,7 @@ def read_evidence(store: Store, name: str, profile: Profile) -> tuple[Evidence, 
             "head_error": table.frame["head_error"].to_numpy(),
         }
     )
+    prints = table.frame["task_fingerprint"].to_list()
     domains = table.domains.astype(np.float64)
     evidence = Evidence(
         profile=profile,
@@ -80,6 +81,6 @@ def read_evidence(store: Store, name: str, profile: Profile) -> tuple[Evidence, 
         trained_on=trained_on,
         errors=matrix.errors,
         transfer=transfer_runs(store, name),
-        moments=read_moments(store, (find_pointer(store, name, "moments") or {}).get("units", ()), table.task_ids),
+        moments=read_moments(store, (find_pointer(store, name, "moments") or {}).get("units", ()), prints),
     )
     return evidence, str(table.frame["probe"].iloc[0]).split(":")[0]

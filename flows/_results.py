@@ -8,16 +8,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load
 
 from flows._data import read_cells
-from flows._keys import EMBEDDINGS, TRANSFERABILITY, selection_prefix
+from flows._keys import EMBEDDINGS, ERROR_MATRIX, TRANSFERABILITY, selection_prefix
 from flows._stage import Run
 from flows.ingest import library_of
 from t2v_core.distances import symmetric_matrix
-from t2v_core.matrix import ErrorMatrix
+from t2v_core.fingerprints import fingerprint
+from t2v_core.library import Task
+from t2v_core.matrix import ClassLineages, ErrorMatrix
 from t2v_core.model2vec import Model2Vec
 from t2v_core.prediction import ErrorModel, fit_error_model
 from t2v_core.records import EmbeddingTable
@@ -88,7 +91,8 @@ class Results:
         """Folder of the selection that these results make."""
         c = self.run.config
         experts = [f"{e['name']}:{e['digest']}:{','.join(e['tasks'])}" for e in self.experts]
-        made_of = (sorted(self.embeddings.values()), self.blocks, experts, c.model2vec, c.selection, self.score_blocks)
+        more = [*self.score_blocks, *self.moments, fingerprint(self.lineages)]
+        made_of = (sorted(self.embeddings.values()), self.blocks, experts, c.model2vec, c.selection, more)
         return selection_prefix(c.name, *made_of)
 
     @cached_property
@@ -97,19 +101,37 @@ class Results:
         return EmbeddingTable.of(self.run.store.read_table(EMBEDDINGS), self.embeddings)
 
     @cached_property
-    def lineages(self) -> list[tuple[tuple[str, ...], ...]]:
-        """Place of each class of each embedded task in the taxonomy; empty where it has none."""
-        of = {t.task_id: t.spec.class_lineage for t in library_of(self.run).tasks}
-        return [of[t] for t in self.table.task_ids]
+    def tasks(self) -> dict[str, Task]:
+        """The library's tasks by name; one that was embedded may be gone from it."""
+        return {t.task_id: t for t in library_of(self.run).tasks}
+
+    @cached_property
+    def moments(self) -> list[str]:
+        """Keys of the second moments."""
+        value: list[str] = self.run.last("moments").get("units", [])
+        return value
+
+    @cached_property
+    def lineages(self) -> dict[str, ClassLineages]:
+        """Embedded task to its classes' places in the taxonomy; empty where there are none."""
+        return {t: self.tasks[t].spec.class_lineage if t in self.tasks else () for t in self.embeddings}
+
+    @cached_property
+    def image_seconds(self) -> pd.Series:
+        """Of each expert that was timed: seconds for the features of one image, whichever run made them."""
+        cells = self.run.store.read_table(ERROR_MATRIX, ["expert", "expert_digest", "features_seconds", "n_images"])
+        digests = pa.array([e["digest"] for e in self.experts])
+        made = cells.filter(pc.is_in(cells["expert_digest"], digests)).to_pandas()
+        made = made[made["features_seconds"] > 0]
+        return (made["features_seconds"] / made["n_images"]).groupby(made["expert"]).median()
 
     @cached_property
     def rates(self) -> QueryRates:
-        """What a new task would cost, by these results' own records; the generic expert is the probe's network."""
+        """What a new task would cost, by these results' own records."""
         frame, cells = self.table.frame, self.cells.to_pandas()
-        made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
-        image = float((made["features_seconds"] / made["n_images"]).median())
+        image = float(self.image_seconds.median())
         return QueryRates(
-            n_images=float(frame["n_images"].median()),
+            n_images=float(np.median([sum(t.train_counts) for t in self.tasks.values()])),
             probe_image=image,
             embedding=float(frame["seconds"].median()),
             embedding_passes=float(frame["n_passes"].median()),
@@ -147,9 +169,7 @@ def build_selector(results: Results, fitted: bytes) -> Selector:
     gamma, alpha, l2 = (float(v) for v in tensors["scalars"])
     trivial, more = results.table.trivial.astype(np.float64), (tensors.get("offsets"), tensors.get("first_order_base"))
     probe, cells = results.run.probe, results.cells.to_pandas()
-    names, frame = list(results.trained_on), results.table.frame
-    made = cells[cells["features_seconds"] > 0].drop_duplicates(["expert", "source"])
-    per_image = (made["features_seconds"] / made["n_images"]).groupby(made["expert"]).median()
+    names, frame, per_image = list(results.trained_on), results.table.frame, results.image_seconds
     per_head = cells.groupby("expert")["seconds"].median()
     return Selector(
         model=Model2Vec(tensors["vectors"], gamma, alpha, trivial, l2, *more),

@@ -398,10 +398,10 @@ def ui(
 def alerts(
     file: Annotated[str, typer.Argument(help="YAML file of automations.")] = "infra/automations/nightly.yaml",
 ) -> None:
-    """Have the Prefect server tell of nightly runs that failed, crashed or did not come. Needs PREFECT_API_URL.
+    """Put automations on the Prefect server; by default those that tell of a nightly run that went wrong.
 
-    T2V_ALERT_URL is the webhook that messages are sent to; the server keeps it as a secret block. Run again after a
-    change: automations of the same names are brought up to date.
+    Needs PREFECT_API_URL. T2V_ALERT_URL is the webhook that messages are sent to, where there are any; the server keeps
+    it as a secret block. Run again after a change: automations of the same names are brought up to date.
     """
     from flows._alerts import apply_automations
     from flows._settings import alert_url

@@ -9,11 +9,13 @@ import pyarrow as pa
 from prefect import flow
 from safetensors.numpy import load
 
-from flows._keys import MOMENT_UNITS
-from flows._moments import moments_unit, moments_units, read_moments
+from flows._keys import MOMENT_UNITS, moments_key
+from flows._moments import moments_unit, read_moments
 from flows._results import Results, build_selector
-from flows._stage import StageParams, StageResult, Unit, open_run, run_units, threads
+from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import fit_unit
+from flows.ingest import library_of
+from t2v_core.errors import DataError
 from t2v_core.evaluation import evaluate_selectors
 from t2v_core.fingerprints import readable
 from t2v_core.matrix import expert_taxonomy
@@ -52,14 +54,46 @@ def _units(results: Results) -> list[Unit]:
     return [*units, Unit("model2vec", key, {**common, "key": key, "what": "model"})]
 
 
+def _moments_units(run: Run) -> list[Unit]:
+    """A unit for each source with embedded tasks."""
+    embedded, sources = run.pointed("embeddings")["embeddings"], run.pointed("sources")["sources"]
+    units = []
+    for source, tasks in library_of(run).by_source().items():
+        own = [t for t in tasks if t.task_id in embedded]
+        if not own:
+            continue
+        key = moments_key(run.probe.digest, run.generic.image_size, sources[source], own)
+        payload = {
+            "key": key,
+            "extractor": run.generic.model_dump(),
+            "digest": run.probe.digest,
+            "prefix": sources[source],
+            "tasks": [t.spec.model_dump(mode="json") for t in own],
+            "task_fingerprints": [t.fingerprint for t in own],
+        }
+        units.append(Unit(f"second moments of {source}", key, payload))
+    return units
+
+
+def _taxonomy(results: Results, result: StageResult) -> np.ndarray | None:
+    """Taxonomic distances; none, with a note, where the places of the classes are no tree."""
+    ids = results.table.task_ids
+    try:
+        return expert_taxonomy(ids, [results.lineages[t] for t in ids], results.trained_on)
+    except DataError as error:
+        result.notes.append(f"the taxonomic distance left out: {error}")
+        return None
+
+
 @flow(name="fit-model2vec", flow_run_name="fit-model2vec[{params.config}]", task_runner=threads(), persist_result=False)
 def fit_model2vec(params: StageParams) -> StageResult:
     """Fit MODEL2VEC, judge it leaving one task out, and compare it with every other selector."""
     with open_run(params) as run:
-        results = Results(run)
-        moments = moments_units(run, set(results.embeddings))
+        moments = _moments_units(run)
         before = run_units(run, "second moments", moments_unit, moments, folder=MOMENT_UNITS, preparing=True)
-        run.point("moments", {"units": [u.key for u in moments]})
+        failed = {unit for unit, _ in before.failures}
+        run.point("moments", {"units": [u.key for u in moments if u.label not in failed]})
+        results = Results(run)
         units = _units(results)
         result = run_units(run, "fit MODEL2VEC", fit_unit, units, folder=results.prefix)
         result.before = [before]
@@ -74,9 +108,9 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 run.config.selection,
                 settings=run.config.model2vec,
                 extra=results.scores,
-                taxonomy=expert_taxonomy(results.table.task_ids, results.lineages, results.trained_on),
+                taxonomy=_taxonomy(results, result),
                 rates=results.rates,
-                moments=read_moments(run.store, [u.key for u in moments], results.table.task_ids),
+                moments=read_moments(run.store, results.moments, results.table.frame["task_fingerprint"].to_list()),
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):
                 table = pa.Table.from_pandas(frame, preserve_index=False)

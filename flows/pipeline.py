@@ -36,6 +36,7 @@ STAGES = [
     "train experts",
     "evaluate experts",
     "score experts",
+    "second moments",
     "fit MODEL2VEC",
     "report",
 ]

@@ -1,9 +1,10 @@
 """MODEL2VEC for hundreds of tasks: the primal problem in a basis of few directions, tasks left out in folds.
 
-The unknowns are R numbers an expert and gamma. The objective is that of the exact solution: cross entropy, the penalty
-``l2/2 mean_p |delta_i|^2``, and a weak prior on gamma. Many tasks allow a bias that moves filters by factors of ten and
-more, where the distance to first order is not the distance any more. What was fitted is what is used: predictions are
-to first order too. Each penalty starts from the solution of the next stronger one.
+The unknowns are R numbers an expert, gamma, and the levels of experts whose task is not known. The objective is that of
+the exact solution (`t2v_core.soft_choice`), with the penalty ``l2/2 mean_p |delta_i|^2``. Many tasks allow a bias that
+moves filters by factors of ten and more, where the distance to first order is not the distance any more. What was
+fitted is what is used: predictions are to first order too. Each penalty starts from the solution of the next stronger
+one.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def fit_folds(
     folds: np.ndarray,
     spec: Model2VecSpec,
 ) -> np.ndarray:
-    """d_asym(m_i -> t), to first order, ``[T, E]`` of each fold's tasks, from a model that was fitted without the fold.
+    """d_asym(m_i -> t), with levels and to first order, ``[T, E]``: of each fold's tasks by a model without the fold.
 
     The penalty of a fold is chosen on the next fold, by models that saw neither.
 

@@ -5,7 +5,8 @@ softmax over experts of ``-gamma d_asym(m_i -> t)`` predicts the best expert for
 
 The bias is written ``m_i = F_i exp(delta_i)``, ``b_i = F_i (exp(delta_i) - 1)``: it keeps m_i positive, whatever the
 scale of a filter, and the penalty ``l2/2 mean(delta_i^2)`` says the same for all filters. Where no task is known
-(the generic expert), F_i = 0 and the bias is all there is: it starts from the mean of the other experts.
+(the generic expert), F_i = 0 and the bias is all there is: it starts from the mean of the other experts, and a level
+of its own is added to its distances, for a mean is nearer to most tasks than any single task is.
 
 With P filters and few tasks the problem is solved in its dual. To first order in delta,
 ``d(m_i -> t) = d(F_i -> t) + J_ti . delta_i``, and with the penalty the best delta_i lies in the span of the J_ti of
@@ -56,7 +57,7 @@ class Model2Vec:
     """``[E, P]``; where it is there, distances are to first order in log(vectors / base): see `t2v_core.many_tasks`."""
 
     def distances(self, tasks: np.ndarray) -> np.ndarray:
-        """d_asym(m_i -> t), ``[T, E]``."""
+        """d_asym(m_i -> t) with the experts' levels, ``[T, E]``."""
         tasks = np.atleast_2d(tasks)
         offsets = 0.0 if self.offsets is None else self.offsets
         if self.base is not None:
@@ -296,7 +297,7 @@ def leave_one_task_out(
     candidates: np.ndarray | None = None,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """d_asym(m_i -> t) for every task from a model that was fitted, penalty included, without that task: ``[T, E]``.
+    """d_asym(m_i -> t), with levels, ``[T, E]``: of every task by a model that was fitted without it, penalty and all.
 
     Where there are more than ``spec.exact_tasks`` tasks, they are left out in ``spec.left_out_folds`` folds: each
     distance is by a model that never saw its task, but was fitted on fewer tasks than there are.

@@ -145,10 +145,10 @@ class Selector:
             seed: of the resamples.
 
         Returns:
-            Columns: rank, expert, distance (d_asym to m_i), task_distance (d_sym to F_i, NaN where unknown),
-            probability (of being the best), expected_place (1 is best), predicted_error with its interval low and high,
-            better (probability of a lower error than the first's), mean_error (over the library), seconds (that trying
-            it on n_images would take), tied (it cannot be told apart from the first).
+            Columns: rank, expert, distance (d_asym to m_i, with its level), task_distance (d_sym to F_i, NaN where
+            unknown), probability (of being the best), expected_place (1 is best), predicted_error with its interval low
+            and high, better (probability of a lower error than the first's), mean_error (over the library), seconds
+            (that trying it on n_images would take), tied (it cannot be told apart from the first).
 
         Raises:
             DataError: another number of filters.

@@ -6,7 +6,15 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save
 
-from flows._keys import BLOCK_UNITS, EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX
+from flows._keys import (
+    BLOCK_UNITS,
+    EMBEDDING_UNITS,
+    EMBEDDINGS,
+    ERROR_MATRIX,
+    MOMENT_UNITS,
+    SCORE_UNITS,
+    TRANSFERABILITY,
+)
 from flows._pointers import write_pointer
 from flows._store import Store
 from flows._store_compaction import parsed
@@ -38,6 +46,8 @@ GARBAGE = sorted(
         f"selections/mine-{fp('nobody')}/distances-all-candidates.safetensors",
         f"sources/digits-{fp('digits of last year')}/plan.json",
         f"sources/digits-{fp('digits of last year')}/shard-00000.parquet",
+        f"{MOMENT_UNITS}/digits-{fp('old moments')}.safetensors",
+        f"{SCORE_UNITS}/old-expert/digits-{fp('old scores')}.parquet",
     ]
 )
 """Keys that nothing refers to."""
@@ -54,8 +64,8 @@ def _embedding(store: Store, task: str, fingerprint: str, digest: str) -> None:
     store.put_table(f"{EMBEDDING_UNITS}/{PROBE}/digits__{task}-{fingerprint}.parquet", table)
 
 
-def _block(store: Store, expert: str, name: str) -> str:
-    key = f"{BLOCK_UNITS}/{expert}/digits-{fp(name)}.parquet"
+def _block(store: Store, expert: str, name: str, folder: str = BLOCK_UNITS) -> str:
+    key = f"{folder}/{expert}/digits-{fp(name)}.parquet"
     store.put_table(key, pa.table({"expert": [expert, expert], "task_id": ["one", "two"], "error": [0.1, 0.2]}))
     return key
 
@@ -97,6 +107,11 @@ def fill(store: Store) -> None:
     outside = f"experts/outside/added-{fp('added')}.pt"
     store.put(outside, b"a program")
     blocks = [_block(store, "mine", "block")]
+    scores, moments = (
+        [_block(store, "mine", "scores", SCORE_UNITS)],
+        f"{MOMENT_UNITS}/digits-{fp('moments')}.safetensors",
+    )
+    store.put(moments, _tensors(8.0))
     selection, report = _selection(store, "newest"), f"reports/mine-{fp('newest')}.html"
     store.put(report, b"<html>")
 
@@ -107,6 +122,8 @@ def fill(store: Store) -> None:
             store.put(key, _tensors(6.0) if key.endswith(".safetensors") else b"{}")
     _embedding(store, "one", fp("old one"), fp("old digest"))
     _block(store, "old-expert", "old block")
+    _block(store, "old-expert", "old scores", SCORE_UNITS)
+    store.put(f"{MOMENT_UNITS}/digits-{fp('old moments')}.safetensors", _tensors(7.0))
     _expert(store, "old", fp("old digest"))
 
     older, page = _selection(store, "older"), f"reports/mine-{fp('older')}.html"
@@ -117,6 +134,7 @@ def fill(store: Store) -> None:
 
     store.compact(EMBEDDING_UNITS, EMBEDDINGS, parsed)
     store.compact(BLOCK_UNITS, ERROR_MATRIX, parsed)
+    store.compact(SCORE_UNITS, TRANSFERABILITY, parsed)
     store.put("registered-experts/mine/added.json", b'{"name": "added", "program": "store:%s"}' % outside.encode())
     store.put("registered/mine/cats.json", b'{"source": {"name": "cats"}}')
     store.put("notes/of-another-tool.txt", b"kept, as nobody knows what it is")
@@ -131,6 +149,8 @@ def fill(store: Store) -> None:
             ]
         },
         "error_matrix": {"blocks": blocks},
+        "scores": {"blocks": scores},
+        "moments": {"units": [moments]},
         "selection": {"prefix": selection},
         "report": {"report": report, "model": "models:/t2v-selector-mine@champion"},
     }

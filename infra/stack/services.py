@@ -73,8 +73,6 @@ def flow_environment(layout: Layout) -> dict[str, str]:
         # because its database is away.
         "PREFECT_CLIENT_MAX_RETRIES": "6",
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
-        # infra/automations/heartbeats.yaml waits for these.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "MLFLOW_TRACKING_URI": layout.url["mlflow"],
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

@@ -17,6 +17,11 @@ def _of(n_experts: int, n: int) -> int:
     return n_experts if n < 0 else n
 
 
+def _sum(parts: list[tuple[int, float]]) -> float:
+    """Of counts and what each costs; what is not known counts only where it is needed."""
+    return float(sum(count * each for count, each in parts if count))
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one new task costs before an expert is chosen, once the library is there."""
@@ -31,14 +36,15 @@ class Cost:
     def images(self, rates: QueryRates, n_experts: int) -> float:
         """Passes of an image through some network."""
         tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
-        own = rates.n_images * (self.probe_passes > 0) + rates.embedding_passes * (self.probe_passes > 1)
-        return float(own + (tried + seen) * rates.n_images)
+        parts = [(self.probe_passes > 0, rates.n_images), (self.probe_passes > 1, rates.embedding_passes)]
+        return _sum([*parts, (tried + seen, rates.n_images)])
 
     def seconds(self, rates: QueryRates, n_experts: int) -> float:
         """Seconds of one worker."""
         tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
-        own = rates.n_images * rates.probe_image * (self.probe_passes > 0) + rates.embedding * (self.probe_passes > 1)
-        return float(own + (tried + seen) * rates.n_images * rates.expert_image + tried * rates.head)
+        features = rates.n_images * rates.probe_image
+        parts = [(self.probe_passes > 0, features), (self.probe_passes > 1, rates.embedding)]
+        return _sum([*parts, (tried + seen, rates.n_images * rates.expert_image), (tried, rates.head)])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ class QueryRates:
     n_images: float
     """Train images."""
     probe_image: float
-    """Features of an image by the probe."""
+    """Features of an image by the probe; a run's records know the price of its median expert, whose network is the
+    probe's but for those from outside."""
     embedding: float
     """Head and Fisher information, once the features are there."""
     embedding_passes: float

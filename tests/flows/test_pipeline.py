@@ -29,14 +29,16 @@ from flows.embed_tasks import EmbedTasksParams, embed_tasks
 from flows.ingest import ingest
 from flows.pipeline import PipelineParams, pipeline
 from t2v_core.errors import ConfigError, SourceError, StoreError, T2VError, UnknownNameError, WeightsError
+from t2v_core.library import TaskLibrary
 from t2v_core.selectors import SELECTORS
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
-def embedded_images(store: Store) -> float:
-    """Images of the median task."""
-    return float(np.median(store.read_table("embeddings/part-0.parquet")["n_images"].to_numpy()))
+def train_images(store: Store) -> float:
+    """Of the median task."""
+    library = TaskLibrary.from_table(store.read_table(store.read_json("latest/mini/library.json")["manifest"]))
+    return float(np.median([sum(task.train_counts) for task in library.tasks]))
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -93,11 +95,13 @@ def test_the_main_job_twice(config: Callable[..., str], place: tuple[str, str], 
     costs = table[table["reading"] == "own expert left out"].set_index("method")
     assert (costs[["query_seconds", "query_images"]].loc[["static", "chance", "generic"]] == 0).all(axis=None)
     assert 0 < costs["query_seconds"]["domain distance"] < costs["query_seconds"]["MODEL2VEC"]
-    assert costs["query_images"]["oracle"] == 3 * embedded_images(store)
+    assert costs["query_images"]["oracle"] == 3 * train_images(store)
 
     # C1 of a task is over the images that its mean features are over: a second moment is no less than a squared mean.
     embedded = pd.DataFrame(store.read_table("embeddings/part-0.parquet").to_pylist())
-    moments = read_moments(store, store.read_json("latest/mini/moments.json")["units"], list(embedded["task_id"]))
+    moments = read_moments(
+        store, store.read_json("latest/mini/moments.json")["units"], list(embedded["task_fingerprint"])
+    )
     assert moments is not None
     means = np.stack(embedded["domain_embedding"].to_list())
     assert moments.shape == means.shape

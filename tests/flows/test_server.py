@@ -254,7 +254,7 @@ def test_a_crashed_nightly_is_told(server: Server, hook: tuple[str, list[str]], 
     """`t2v alerts`, then: a crash of another flow, a nightly that crashes, and one whose machine is gone."""
     url, messages = hook
     quick = yaml.safe_load((ROOT / "infra/automations/heartbeats.yaml").read_text())
-    quick["automations"][0]["trigger"]["within"] = 12  # not two minutes
+    quick["automations"][0]["trigger"]["within"] = 12  # not six minutes
     file = tmp_path / "heartbeats.yaml"
     file.write_text(yaml.safe_dump(quick))
 
@@ -302,12 +302,17 @@ def test_a_crashed_nightly_is_told(server: Server, hook: tuple[str, list[str]], 
 
     gone = run_of("embed-tasks/nightly")
     set_state(gone, "RUNNING", "")
+    flow = {
+        "prefect.resource.id": f"prefect.flow.{gone['flow_id']}",
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": "embed-tasks",
+    }
     beat = {
         "id": str(uuid.uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": "prefect.flow-run.heartbeat",
         "resource": {"prefect.resource.id": f"prefect.flow-run.{gone['id']}"},
-        "related": [],
+        "related": [flow],
     }
     server.call("/events", [beat])
     server.wait("the second message", lambda: len(messages) > 1, 120)

@@ -31,12 +31,14 @@ def stack(place: Path) -> Iterator[Stack]:
     """The whole stack, on the database that `auto` finds; T2V_TEST_DATABASE chooses another."""
     kind = os.environ.get("T2V_TEST_DATABASE", "auto")
     config = StackConfig(folder=place / "stack", free_ports=True, dask_workers=2, database=kind)  # type: ignore[arg-type]
-    stack = Stack(config, say=print)
-    stack.up()
-    try:
-        yield stack
-    finally:
-        stack.down()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # the worker has our environment
+        stack = Stack(config, say=print)
+        stack.up()
+        try:
+            yield stack
+        finally:
+            stack.down()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from person import Person, small_config
 
 from flows._store import Store
 from infra.stack.health import s3_client, why_ill
+from infra.stack.services import ROOT
 
 pytestmark = [pytest.mark.soak, pytest.mark.server, pytest.mark.timeout(1200)]
 
@@ -48,6 +52,16 @@ def shelled(person: Person) -> Iterator[Person]:
             patch.setenv(name, value)
         yield person
         Store.disconnect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def impatient(person: Person, place: Path) -> None:
+    """Runs are called Crashed sooner than six minutes after their last heartbeat, which flows send more often."""
+    automations = yaml.safe_load((ROOT / "infra/automations/heartbeats.yaml").read_text())
+    automations["automations"][0]["trigger"]["within"] = 100
+    (place / "heartbeats.yaml").write_text(yaml.safe_dump(automations))
+    command = [sys.executable, "-m", "flows.cli", "alerts", str(place / "heartbeats.yaml")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | person.environment, check=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
