@@ -49,7 +49,7 @@ stack-status: $(STAMP)  ## how each of its processes is
 	$(STACK) status --env-file '$(STACK_ENV)'
 
 stack-test: $(STAMP)  ## a stack of its own, used as a person would, in Chromium too; about 10 minutes
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[browser]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -m soak tests/stack/test_person.py
 
 stack-faults: $(STAMP)  ## a stack of its own, each part killed in mid-run; about 20 minutes
