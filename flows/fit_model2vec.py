@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from safetensors.numpy import load
 
 from flows._keys import MOMENT_UNITS, moments_key
 from flows._moments import moments_unit, read_moments
+from flows._progress import Progress
 from flows._results import Results, build_selector
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import fit_unit
@@ -85,6 +87,18 @@ def _taxonomy(results: Results, result: StageResult) -> np.ndarray | None:
         return None
 
 
+def _told() -> Callable[[str, int, int], None]:
+    """A bar for each meta-task: with many tasks some selectors take a while."""
+    bars: dict[str, Progress] = {}
+
+    def told(meta: str, _: int, total: int) -> None:
+        if meta not in bars:
+            bars[meta] = Progress("compare selectors" if meta == EVERYTHING else f"compare selectors on {meta}", total)
+        bars[meta].advance()
+
+    return told
+
+
 @flow(name="fit-model2vec", flow_run_name="fit-model2vec[{params.config}]", task_runner=threads(), persist_result=False)
 def fit_model2vec(params: StageParams) -> StageResult:
     """Fit MODEL2VEC, judge it leaving one task out, and compare it with every other selector."""
@@ -110,6 +124,7 @@ def fit_model2vec(params: StageParams) -> StageResult:
                 extra=results.scores,
                 taxonomy=_taxonomy(results, result),
                 rates=results.rates,
+                told=_told(),
                 moments=read_moments(run.store, results.moments, results.table.frame["task_fingerprint"].to_list()),
             )
             for name, frame in (("table", compared.table), ("choices", compared.choices), ("pairs", compared.pairs)):

@@ -38,6 +38,7 @@ STAGES = [
     "score experts",
     "second moments",
     "fit MODEL2VEC",
+    "compare selectors",
     "report",
 ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,7 @@ def evaluate_problem(
     made: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     names: Sequence[str] | None = None,
     readings: Sequence[str] = READINGS,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Every selector in every reading.
 
@@ -102,6 +104,7 @@ def evaluate_problem(
         names: selectors to compare; default: those of ``spec``, else all that are not slow. What the problem lacks the
             data for is left out.
         readings: which, in the order of the table.
+        told: called with (done, total) after each selector of each reading.
 
     Returns:
         Table, per-task values, paired differences to generic, static and asymmetric TASK2VEC; each with ``reading``.
@@ -113,19 +116,20 @@ def evaluate_problem(
     wanted = list(names or spec.selectors) or [n for n in SELECTORS if not SELECTORS[n].slow]
     parts: tuple[list[pd.DataFrame], ...] = ([], [], [])
     known = np.isfinite(problem.errors)
-    for reading in readings:
+    for turn, reading in enumerate(readings):
         candidates = candidates_of(reading, known, problem.own, same_domain)
         keep = _judgeable(problem, candidates)
         if not keep.any():
             raise DataError(f"no task has two candidates to choose from: {reading}; nothing can be judged")
         part = problem.reading(candidates)
         scores, seconds = {}, {}
-        for name in wanted:
+        for place, name in enumerate(wanted):
             began, method = time.perf_counter(), SELECTORS[name]
             value = (made or {}).get(reading, {}).get(name)
             value = method.score(part) if value is None else value
             if value is not None:
                 scores[name], seconds[name] = value, time.perf_counter() - began
+            told(turn * len(wanted) + place + 1, len(readings) * len(wanted))
         scores |= {name: np.asarray(value) for name, value in (extra or {}).items()}
         notes = {name: SELECTORS[name].note for name in scores if name in SELECTORS} | {"chance": CHANCE_NOTE}
         table, detail = compare_selectors(
@@ -228,6 +232,7 @@ def evaluate_meta_task(
     readings: Sequence[str] = READINGS,
     compared: Sequence[str] = (),
     against: Sequence[str] = (),
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> SelectionResult:
     """Every selector on one meta-task; its ``choices`` name tasks and experts.
 
@@ -243,6 +248,7 @@ def evaluate_meta_task(
         readings: those in which nothing can be judged are left out.
         compared: selectors to compare in words, own experts left out.
         against: with these.
+        told: as for `evaluate_problem`.
 
     Raises:
         DataError: no task of it can be judged.
@@ -263,6 +269,7 @@ def evaluate_meta_task(
         made={r: {"MODEL2VEC": made[meta.name, r]} for r in shown if (meta.name, r) in made},
         names=names,
         readings=shown,
+        told=told,
     )
     first = choices[choices["reading"] == LEFT_OUT]
     words = conclusions(first, list(compared), list(against), spec, problem.groups) if compared else []
@@ -284,6 +291,7 @@ def evaluate_selectors(
     taxonomy: np.ndarray | None = None,
     moments: np.ndarray | None = None,
     rates: QueryRates | None = None,
+    told: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> SelectionResult:
     """Compare the selectors of Sect. 4.2, the baselines and the extensions, on each meta-task in three readings.
 
@@ -299,6 +307,7 @@ def evaluate_selectors(
         taxonomy: ``[T, E]``, taxonomic distances, if any.
         moments: ``[T, D]``, second moments of the tasks' features, if any.
         rates: measured costs of a new task, if known.
+        told: called with (meta-task, done, total) after each selector of each reading.
 
     Raises:
         DataError: no task can be judged.
@@ -321,6 +330,7 @@ def evaluate_selectors(
             model2vec=model2vec,
             compared=compared,
             against=["generic", "static"],
+            told=partial(told, meta.name),
         )
         words = found.conclusions or words
         for name, frames in parts.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 
 __all__ = ["SoftChoice", "choose_penalty", "cross_entropy", "solve_soft_choice"]
 
@@ -112,7 +112,12 @@ def solve_soft_choice(
 
     units = np.append(np.full(e * r, unit), np.ones(e + 1))
     begin = np.append(np.zeros(e * r + e), START) if start is None else start / units
-    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": tolerance})
+    # Where distances say little a step may ask for any gamma: beyond e^15 its exponential overflows.
+    bounds = Bounds(
+        np.append(np.full(len(begin) - 1, -np.inf), -15.0), np.append(np.full(len(begin) - 1, np.inf), 15.0)
+    )
+    options = {"maxiter": steps, "gtol": tolerance}
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     x = found.x * units
     gamma = float(np.exp(x[-1]))
     return SoftChoice(x[: e * r].reshape(e, r), gamma, np.where(free, x[e * r : -1], 0.0) / gamma, x)
