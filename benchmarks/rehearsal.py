@@ -6,7 +6,7 @@
 
 Kept: tasks, experts, both error matrices (tasks x experts), each layer's mean of every embedding, 1,024 of its filters
 (evenly spaced, logarithms), and distances between tasks, symmetric, of domains and of second moments: the upper
-triangle row by row.
+triangle row by row. And what the pipeline's selectors do on all tasks, by all filters: table and paired differences.
 `layout`: layer and trivial embedding of those filters, and the place of each task's classes in the taxonomy.
 """
 
@@ -102,6 +102,9 @@ def keep(url: str) -> None:
     if moments is not None:
         distances["second_moments"] = cosine_matrix(*[moments.astype(np.float64)] * 2)[upper]
     _write("distances", pa.table({k: v.astype(np.float16) for k, v in distances.items()}))
+    selection = last("selection")["prefix"]
+    _write("selection", store.read_table(f"{selection}/table.parquet"))
+    _write("selection_pairs", store.read_table(f"{selection}/pairs.parquet"))
     for file in sorted(RESULTS.glob("*.parquet")):
         print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
 

@@ -3,7 +3,8 @@
     python benchmarks/selection.py                 score, judge, and write benchmarks/results/selection/
     python benchmarks/selection.py score "MODEL2VEC|static" "all|mixed"      only some scores, to share the work
     python benchmarks/selection.py made            judge only what was scored
-    python benchmarks/selection.py show            print the tables of docs/selection.md from there
+    python benchmarks/selection.py show            print the tables from there
+    python benchmarks/selection.py show rehearsal  print those of the rehearsal's own run, by all filters
     python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
 
 Scores are kept in runs/selection, so that the same command goes on where it was stopped. Embeddings are 1,024 of 21,008
@@ -203,9 +204,10 @@ def judge(*, made_only: bool = False) -> None:
     )
 
 
-def show() -> None:
-    """Print the tables."""
-    table, pairs = pd.read_parquet(OUT / "table.parquet"), pd.read_parquet(OUT / "pairs.parquet")
+def show(whole: bool = False) -> None:
+    """Print the tables; ``whole``: those that `benchmarks/rehearsal.py keep` took from the pipeline."""
+    files = [HERE / "rehearsal" / f"{n}.parquet" for n in ("selection", "selection_pairs")]
+    table, pairs = (pd.read_parquet(f) for f in (files if whole else [OUT / "table.parquet", OUT / "pairs.parquet"]))
     static = pairs[pairs["against"] == "static"].set_index(["meta_task", "reading", "method"])
     for (meta, reading), part in table.groupby(["meta_task", "reading"], sort=False):
         print(f"\n### {meta}, {reading} ({part['n_tasks'].iloc[0]} tasks)\n")
@@ -221,7 +223,8 @@ def show() -> None:
                 f"[{100 * r.relative_low:.0f}, {100 * r.relative_high:.0f}] | +{100 * r.median_increase:.0f}% | "
                 f"{100 * r.regret5:.1f} | {r.tau:.2f} |"
             )
-    print("\n" + pd.read_parquet(OUT / "ceilings.parquet").to_string(index=False))
+    if not whole:
+        print("\n" + pd.read_parquet(OUT / "ceilings.parquet").to_string(index=False))
 
 
 def scale(store: str | None) -> None:
@@ -265,6 +268,6 @@ if __name__ == "__main__":
     elif command == "scale":
         scale(rest[0] if rest else None)
     elif command == "show":
-        show()
+        show(whole=rest == ["rehearsal"])
     else:
         judge(made_only=command == "made")
