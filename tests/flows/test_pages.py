@@ -20,7 +20,7 @@ from flows.evaluate_experts import evaluate_experts
 from flows.pipeline import PipelineParams, pipeline
 from t2v_core.fisher import ESTIMATORS
 
-PLAIN = {"annotations", "pack images", "ingest", "evaluate experts", "fit MODEL2VEC"}
+PLAIN = {"annotations", "pack images", "ingest", "evaluate experts", "second moments", "fit MODEL2VEC"}
 ON_GPU = {"probe features", "embed tasks", "train experts", "expert features"}
 
 
