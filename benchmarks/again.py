@@ -19,10 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-WALL_TIME = ("seconds", "images_per_second", "features_seconds", "peak_memory")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def units(store: Path) -> list[str]:
@@ -57,25 +55,13 @@ def link(store: Path, to: Path, without: set[str]) -> int:
     return made
 
 
-def told(path: Path) -> bytes | pa.Table | dict:
-    """What must be equal of an object."""
-    if path.suffix == ".parquet":
-        table = pq.read_table(path)
-        return table.drop_columns([c for c in table.column_names if c in WALL_TIME])
-    if path.suffix == ".json":
-        import json
-
-        return {k: v for k, v in json.loads(path.read_text()).items() if k not in WALL_TIME}
-    return path.read_bytes()
-
-
 def main(config: str, url: str, folder: str = "") -> None:
     """Print what happened."""
     place, store = Path(folder or tempfile.mkdtemp(prefix="t2v-again-")), Path(url).resolve()
     sample, second = units(store), place.resolve() / "store"
     print(f"{link(store, second, set(sample)):,} objects linked, {len(sample)} of the sample are to be made again")
     command = [sys.executable, "-m", "flows.cli", "run", str(Path(config).resolve()), "--force", "--store", str(second)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "T2V_STORE": str(second)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "T2V_STORE": str(second)}
 
     def there() -> int:
         return sum((second / key).exists() for key in sample)
@@ -97,11 +83,12 @@ def main(config: str, url: str, folder: str = "") -> None:
         print(f"{'killed' if kill else 'ended'} with {code} after {time.perf_counter() - began:.0f} s: {there()} there")
     if there() < len(sample):
         raise SystemExit(f"{len(sample) - there()} are missing; see {place}")
-    differ = []
-    for key in sample:
-        one, other = told(store / key), told(second / key)
-        if not (one.equals(other) if isinstance(one, pa.Table) else one == other):
-            differ.append(key)
+    sys.path.append(str(ROOT / "tests"))
+    from same_objects import same
+
+    from flows._store import Store
+
+    differ = [key for key in sample if not same(Store(str(store)), Store(str(second)), key)]
     print(f"{len(sample) - len(differ)} of {len(sample)} are equal{': ' if differ else ''}{', '.join(differ[:10])}")
 
 

@@ -17,16 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from flows._activity import FOLDER, Hold, alone, marks, store_clock
-from flows._keys import (
-    BLOCK_UNITS,
-    EMBEDDING_UNITS,
-    EMBEDDINGS,
-    ERROR_MATRIX,
-    SCORE_UNITS,
-    TRANSFER,
-    TRANSFER_UNITS,
-    TRANSFERABILITY,
-)
+from flows._keys import GATHERED
 from flows._reach import RECORDS, ROOTS, Reach, group_of, kind_of, reach
 from flows._store import Store
 from flows._store_compaction import parsed
@@ -42,12 +33,6 @@ SKEW = 60.0
 """Seconds by which clocks may differ before it is worth a word."""
 _BATCH = 256
 _DELETERS = 16
-_GATHERED = {
-    EMBEDDINGS: EMBEDDING_UNITS,
-    ERROR_MATRIX: BLOCK_UNITS,
-    TRANSFER: TRANSFER_UNITS,
-    TRANSFERABILITY: SCORE_UNITS,
-}
 
 
 @dataclass(frozen=True)
@@ -154,7 +139,7 @@ def find_garbage(store: Store, grace: float = GRACE, keep: Sequence[str] = ()) -
 
 def _rows(store: Store, kept: set[str]) -> dict[str, int]:
     rows = {}
-    for dataset in _GATHERED:
+    for dataset in GATHERED:
         if dataset in kept:
             units = store.read_table(dataset, ["unit"])["unit"].to_pylist()
             rows[dataset] = sum(unit not in kept for unit in units)
@@ -185,7 +170,7 @@ def collect(
     with alone(store, "t2v store gc") as hold:
         garbage = find_garbage(store, grace, keep)
         _delete(store, garbage, hold, progress)
-        for dataset, units in _GATHERED.items():
+        for dataset, units in GATHERED.items():
             if store.exists(dataset):
                 store.compact(units, dataset, parsed)
     return garbage if not room else Garbage(**{**vars(garbage), "groups": {**room, **garbage.groups}})

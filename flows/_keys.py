@@ -50,6 +50,13 @@ TRANSFERABILITY = "transferability/part-0.parquet"
 TRANSFER_UNITS = "units/transfer"
 MOMENT_UNITS = "units/moments"
 TRANSFER = "transfer/part-0.parquet"
+GATHERED = {
+    EMBEDDINGS: EMBEDDING_UNITS,
+    ERROR_MATRIX: BLOCK_UNITS,
+    TRANSFER: TRANSFER_UNITS,
+    TRANSFERABILITY: SCORE_UNITS,
+}
+"""Dataset to the folder of the units that it is compacted from."""
 
 
 def source_prefix(spec: SourceSpec, revision: str) -> str:

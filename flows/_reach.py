@@ -17,20 +17,19 @@ from typing import Any
 
 from flows._activity import FOLDER as ACTIVITY
 from flows._format import MARKER
-from flows._keys import EMBEDDING_UNITS, EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFERABILITY
+from flows._keys import EMBEDDING_UNITS, EMBEDDINGS, GATHERED, MOMENT_UNITS
 from flows._store import Store
 from flows._store_objects import Entry
 
 __all__ = ["DATASETS", "KINDS", "RECORDS", "ROOTS", "Reach", "group_of", "kind_of", "reach", "read_roots"]
 
 ROOTS = ("latest", "results", "registered", "registered-experts")
-DATASETS = (EMBEDDINGS, ERROR_MATRIX, TRANSFER, TRANSFERABILITY)
+DATASETS = tuple(GATHERED)
 RECORDS = {"sources": "source.json", "experts": "expert.json", "selections": "selection.json"}
 """Kinds whose objects come in folders, and the record in each that is written last."""
-_UNITS = ("units/embeddings", "units/error_matrix", "units/transfer", "units/transferability", "units/moments")
-COLLECTED = (*_UNITS, "libraries", "features", "reports", "experts/outside", "probe", *RECORDS)
+COLLECTED = (*GATHERED.values(), MOMENT_UNITS, "libraries", "features", "reports", "experts/outside", "probe", *RECORDS)
 """Kinds of which objects may be garbage. All others are kept, those that this code does not know among them."""
-KINDS = (*ROOTS, "embeddings", "error_matrix", "transfer", "transferability", *COLLECTED, ACTIVITY, MARKER)
+KINDS = (*ROOTS, *(dataset.split("/")[0] for dataset in GATHERED), *COLLECTED, ACTIVITY, MARKER)
 _READERS = 16
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _PROBE = re.compile(r"probe-[0-9a-f]{32}")

@@ -22,16 +22,7 @@ from safetensors.torch import save as save_torch
 
 from flows._data import Extractor, annotations, load_extractor, load_images, read_cells, source_record
 from flows._features import make_features, read_features
-from flows._keys import (
-    BLOCK_UNITS,
-    EMBEDDING_UNITS,
-    EMBEDDINGS,
-    ERROR_MATRIX,
-    SCORE_UNITS,
-    TRANSFER,
-    TRANSFER_UNITS,
-    TRANSFERABILITY,
-)
+from flows._keys import EMBEDDINGS, GATHERED
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, EvaluationSpec, HeadSpec, MetaTaskRule, Model2VecSpec, TrainingSpec
 from t2v_core.embedding import embed_features
@@ -237,13 +228,8 @@ def transfer_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
 def compact_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Gather unit objects into the Parquet datasets that people open."""
     store = Store(store_url)
-    prefix, dataset = {
-        "embeddings": (EMBEDDING_UNITS, EMBEDDINGS),
-        "error_matrix": (BLOCK_UNITS, ERROR_MATRIX),
-        "transfer": (TRANSFER_UNITS, TRANSFER),
-        "transferability": (SCORE_UNITS, TRANSFERABILITY),
-    }[payload["dataset"]]
-    rows = store.compact(prefix, dataset, lambda data: pa.parquet.read_table(pa.BufferReader(data)))
+    dataset = next(key for key in GATHERED if key.startswith(f"{payload['dataset']}/"))
+    rows = store.compact(GATHERED[dataset], dataset, lambda data: pa.parquet.read_table(pa.BufferReader(data)))
     return _answer(dataset, True, f"{dataset}: {rows} rows")
 
 

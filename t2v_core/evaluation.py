@@ -162,7 +162,7 @@ def _with_costs(table: pd.DataFrame, problem: Problem, extra: Mapping[str, np.nd
     costs = [of.get(m, BY_FEATURES if m in extra else Cost()) for m in table["method"]]
     out = table.assign(
         probe_passes=[float(c.probe_passes) for c in costs],
-        experts_tried=[float(n if c.experts_tried < 0 else c.experts_tried) for c in costs],
+        experts_tried=[float(c.tried(n)) for c in costs],
     )
     if problem.rates is None:
         return out

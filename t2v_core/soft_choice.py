@@ -113,11 +113,9 @@ def solve_soft_choice(
     units = np.append(np.full(e * r, unit), np.ones(e + 1))
     begin = np.append(np.zeros(e * r + e), START) if start is None else start / units
     # Where distances say little a step may ask for any gamma: beyond e^15 its exponential overflows.
-    bounds = Bounds(
-        np.append(np.full(len(begin) - 1, -np.inf), -15.0), np.append(np.full(len(begin) - 1, np.inf), 15.0)
-    )
+    bound = np.append(np.full(len(begin) - 1, np.inf), 15.0)
     options = {"maxiter": steps, "gtol": tolerance}
-    found = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=Bounds(-bound, bound), options=options)
     x = found.x * units
     gamma = float(np.exp(x[-1]))
     return SoftChoice(x[: e * r].reshape(e, r), gamma, np.where(free, x[e * r : -1], 0.0) / gamma, x)

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BIN", "environment", "free_port", "running", "status", "wait_for"]
+__all__ = ["BIN", "environment", "free_port", "running", "status", "stop", "wait_for"]
 
 BIN = Path(sys.executable).parent
 
@@ -59,6 +59,16 @@ def wait_for(url: str, seconds: float = 200) -> None:
         time.sleep(0.5)
 
 
+def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """Ask a process to end, and end it where it does not."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(seconds)
+
+
 @contextlib.contextmanager
 def running(
     log: Path, env: dict[str, str], *command: str, cwd: Path | None = None
@@ -76,11 +86,6 @@ def running(
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
+        stop(process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, 9)

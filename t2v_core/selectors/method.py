@@ -13,10 +13,6 @@ from t2v_core.selectors.rates import QueryRates
 __all__ = ["BY_FEATURES", "Cost", "Method"]
 
 
-def _of(n_experts: int, n: int) -> int:
-    return n_experts if n < 0 else n
-
-
 def _sum(parts: list[tuple[int, float]]) -> float:
     """Of counts and what each costs; what is not known counts only where it is needed."""
     return float(sum(count * each for count, each in parts if count))
@@ -33,18 +29,25 @@ class Cost:
     experts_seen: int = 0
     """Experts whose features are made, and no head trained; -1: all of them."""
 
+    def tried(self, n_experts: int) -> int:
+        """Experts tried, of so many."""
+        return n_experts if self.experts_tried < 0 else self.experts_tried
+
+    def seen(self, n_experts: int) -> int:
+        """Experts whose features are made, of so many; those tried among them."""
+        return self.tried(n_experts) + (n_experts if self.experts_seen < 0 else self.experts_seen)
+
     def images(self, rates: QueryRates, n_experts: int) -> float:
         """Passes of an image through some network."""
-        tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
         parts = [(self.probe_passes > 0, rates.n_images), (self.probe_passes > 1, rates.embedding_passes)]
-        return _sum([*parts, (tried + seen, rates.n_images)])
+        return _sum([*parts, (self.seen(n_experts), rates.n_images)])
 
     def seconds(self, rates: QueryRates, n_experts: int) -> float:
         """Seconds of one worker."""
-        tried, seen = _of(n_experts, self.experts_tried), _of(n_experts, self.experts_seen)
         features = rates.n_images * rates.probe_image
         parts = [(self.probe_passes > 0, features), (self.probe_passes > 1, rates.embedding)]
-        return _sum([*parts, (tried + seen, rates.n_images * rates.expert_image), (tried, rates.head)])
+        image = rates.n_images * rates.expert_image
+        return _sum([*parts, (self.seen(n_experts), image), (self.tried(n_experts), rates.head)])
 
 
 @dataclass(frozen=True)

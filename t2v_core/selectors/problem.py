@@ -138,6 +138,8 @@ class Problem:
         made = {"symmetric": self.symmetric, "complexity": self.complexity, "tasks": self.between_tasks}
         if self.domain is not None and self.between_domains is not None:
             made |= {"domain": self.domain, "task_domains": self.between_domains}
+        if self.moment_distance is not None:
+            made["moments"] = self.moment_distance
         return replace(self, candidates=candidates, given={**self.given, **made})
 
     def part(self, rows: np.ndarray, columns: np.ndarray) -> Problem:

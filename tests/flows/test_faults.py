@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from same_objects import same
 
 import flows._units
 from flows._cluster import shared_cluster
@@ -23,8 +24,6 @@ from flows.embed_tasks import EmbedTasksParams, embed_tasks
 from flows.ingest import ingest
 from flows.train_experts import train_experts
 from t2v_core.errors import StoreError
-
-WALL_TIME = ("seconds", "images_per_second", "features_seconds")
 
 
 def payloads(params: StageParams, stage: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
@@ -59,21 +58,6 @@ def killed(fd):
 os.fsync = killed
 getattr(flows._units, unit)(store, payload)
 """
-
-
-def same(one: Store, two: Store, key: str) -> bool:
-    """Equal bytes, but for how long it took."""
-    if key.endswith(".parquet"):
-        tables = [s.read_table(key) for s in (one, two)]
-        return bool(tables[0].drop_columns(drop(tables[0])).equals(tables[1].drop_columns(drop(tables[1]))))
-    if key.endswith(".json"):
-        records = [{k: v for k, v in s.read_json(key).items() if k not in WALL_TIME} for s in (one, two)]
-        return bool(records[0] == records[1])
-    return one.read(key) == two.read(key)
-
-
-def drop(table: Any) -> list[str]:
-    return [c for c in WALL_TIME if c in table.column_names]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import free_port
+from processes import free_port, stop
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -36,16 +36,6 @@ DEPLOYED = {
     "report/default",
     "select-expert/default",
 }
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process of Prefect's to end, and end it where it does not."""
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(30)
 
 
 class Server:
@@ -128,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.run("deploy", "--all")
         yield server
     finally:
-        stop(process)
+        stop(process, 30)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -184,7 +174,7 @@ def test_a_run_by_the_api(server: Server, config: Callable[..., str], tmp_path: 
         state = server.wait("the end of the run", ended, 300)
         assert state["type"] == "COMPLETED", (state, (tmp_path / "worker.log").read_text()[-3000:])
     finally:
-        stop(worker)
+        stop(worker, 30)
     artifacts = server.call("/artifacts/filter", {})
     kinds = {a["key"]: a["type"] for a in artifacts}
     assert kinds["pipeline-summary"] == "markdown"
@@ -218,7 +208,7 @@ def test_two_nightlies_at_once(server: Server, config: Callable[..., str], tmp_p
 
         states = server.wait("the end of both", ended, 300)
     finally:
-        stop(worker)
+        stop(worker, 30)
     assert sorted(s["type"] for s in states) == ["CANCELLED", "COMPLETED"], states
 
 

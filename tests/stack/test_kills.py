@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from person import Person, small_config
+from same_objects import same
 
 from flows._store import Store
 from infra.stack.health import s3_client, why_ill
@@ -26,7 +27,6 @@ from infra.stack.services import ROOT
 
 pytestmark = [pytest.mark.soak, pytest.mark.server, pytest.mark.timeout(1200)]
 
-WALL_TIME = ("seconds", "images_per_second", "features_seconds", "peak_memory")
 PARTS = ("prefect", "postgres", "s3", "dask worker", "scheduler", "driver", "worker")
 COUNTED = {"embed tasks": "units/embeddings", "train experts": "experts", "evaluate experts": "units/error_matrix"}
 TABLE = os.environ.get("T2V_STACK_TABLE", "")
@@ -98,18 +98,6 @@ def counts(store: Store) -> dict[str, int]:
     """Finished units by stage."""
     experts = [k for k in store.list("experts") if k.endswith("expert.json")]
     return {stage: len(experts if folder == "experts" else store.list(folder)) for stage, folder in COUNTED.items()}
-
-
-def same(one: Store, two: Store, key: str) -> bool:
-    """Equal bytes, but for how long it took."""
-    if key.endswith(".parquet"):
-        tables = [s.read_table(key) for s in (one, two)]
-        tables = [t.drop_columns([c for c in t.column_names if c in WALL_TIME]) for t in tables]
-        return bool(tables[0].equals(tables[1]))
-    if key.endswith(".json"):
-        records = [{k: v for k, v in s.read_json(key).items() if k not in WALL_TIME} for s in (one, two)]
-        return bool(records[0] == records[1])
-    return one.read(key) == two.read(key)
 
 
 def written(person: Person, store: Store) -> dict[str, tuple[Any, str]]:
