@@ -28,7 +28,7 @@ from flows._keys import embedding_fingerprint, embedding_key, source_prefix
 from flows._pack_units import close_unit, plan_key, plan_unit, shard_unit, source_key
 from flows._store import Store
 from flows._units import embed_unit
-from t2v_core.config import PipelineConfig, load_config
+from t2v_core.config import EmbeddingSpec, PipelineConfig, ProbeSpec, load_config
 from t2v_core.embedding import trivial_embedding
 from t2v_core.library import Task
 from t2v_core.matrix import wanted_cells
@@ -41,7 +41,7 @@ REHEARSAL, RESULTS = HERE / "results" / "rehearsal", HERE / "results" / "probes"
 N_FILTERS = 1024
 
 
-def _wanted() -> list[str]:
+def wanted_tasks() -> list[str]:
     """Tasks of the profile's first meta-task, and those that its experts were trained on."""
     rule = load_profile("rehearsal").meta_tasks[0]
     tasks = pd.read_parquet(REHEARSAL / "tasks.parquet")["task_id"].tolist()
@@ -80,25 +80,26 @@ def _tasks(store: Store, config: PipelineConfig, prefixes: dict[str, str], wante
     return [of[t] for t in wanted]
 
 
-def embed(probe_name: str, url: str, seconds: float) -> None:
-    """Embed what is missing, until the time is up."""
+def embed(
+    spec: ProbeSpec, embedding: EmbeddingSpec, url: str, name: str, seconds: float = float("inf")
+) -> dict[str, str]:
+    """Embed what is missing, until the time is up; fingerprint of each task's embedding."""
     began = time.perf_counter()
     config = load_config(HERE.parent / "examples" / "rehearsal.yaml")
-    spec = config.probe.model_copy(update={"name": probe_name})
-    wanted, store = _wanted(), Store(url)
+    wanted, store, prints = wanted_tasks(), Store(url), {}
     prefixes = _pack(store, config, {t.split("/")[0] for t in wanted})
     tasks = _tasks(store, config, prefixes, wanted)
     extractor = Extractor(architecture=spec.name, weights=spec.weights, image_size=spec.image_size, seed=spec.seed)
     digest = load_network(store.url, extractor).digest
     for prefix in prefixes.values():
         for chunk in range(n_chunks(store.url, prefix)):
-            made = make_features(store.url, extractor, digest, prefix, chunk)
-            print(f"{probe_name}: features of {prefix}, {made:.0f} s", flush=True)
+            if made := make_features(store.url, extractor, digest, prefix, chunk):
+                print(f"{name}: features of {prefix}, {made:.0f} s", flush=True)
     for done, task in enumerate(tasks):
         if time.perf_counter() - began > seconds:
-            print(f"{probe_name}: {done} of {len(tasks)} embedded, time is up", flush=True)
-            return
-        made_of = embedding_fingerprint(task, spec, digest, config.embedding)
+            print(f"{name}: {done} of {len(tasks)} embedded, time is up", flush=True)
+            return prints
+        prints[task.task_id] = made_of = embedding_fingerprint(task, spec, digest, embedding)
         embed_unit(
             store.url,
             {
@@ -109,10 +110,11 @@ def embed(probe_name: str, url: str, seconds: float) -> None:
                 "prefix": prefixes[task.spec.source],
                 "extractor": extractor.model_dump(),
                 "digest": digest,
-                "embedding": config.embedding.model_dump(mode="json"),
+                "embedding": embedding.model_dump(mode="json"),
             },
         )
-    print(f"{probe_name}: all {len(tasks)} embedded", flush=True)
+    print(f"{name}: all {len(tasks)} embedded", flush=True)
+    return prints
 
 
 def keep(url: str) -> None:
@@ -157,4 +159,9 @@ if __name__ == "__main__":
     verb.add_argument("--seconds", type=float, default=float("inf"))
     verbs.add_parser("keep").add_argument("store")
     given = parser.parse_args()
-    embed(given.probe, given.store, given.seconds) if given.verb == "embed" else keep(given.store)
+    if given.verb == "embed":
+        rehearsal = load_config(HERE.parent / "examples" / "rehearsal.yaml")
+        by = rehearsal.probe.model_copy(update={"name": given.probe})
+        embed(by, rehearsal.embedding, given.store, given.probe, given.seconds)
+    else:
+        keep(given.store)

@@ -84,7 +84,7 @@ def features_key(digest: str, image_size: int, source: str, chunk: int = 0, prec
 def embedding_fingerprint(task: Task, probe: ProbeSpec, digest: str, spec: EmbeddingSpec) -> str:
     """What an embedding is a function of. The batch size is not part of it."""
     shaping = spec.model_dump(mode="json", exclude={"batch_size"})
-    return fingerprint("embedding 2", task.fingerprint, probe.name, digest, probe.image_size, shaping)
+    return fingerprint("embedding 3", task.fingerprint, probe.name, digest, probe.image_size, shaping)
 
 
 def embedding_key(task_id: str, probe: str, digest: str) -> str:

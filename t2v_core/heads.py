@@ -78,10 +78,10 @@ class Rotated:
     lie in the span of the rows.
     """
 
-    rows: np.ndarray  # [N, R]
+    given: np.ndarray  # [N, D] features where there are more rows than features, else [N, R], r
     spectrum: np.ndarray  # [R], s
-    weights: np.ndarray  # [N], sum to one
     back: np.ndarray  # [R, D], V'
+    turned: bool  # whether `given` is r
 
     @classmethod
     def of(cls, x: np.ndarray, weights: np.ndarray) -> Rotated:
@@ -92,8 +92,26 @@ class Rotated:
         keep = spectrum > 1e-10 * max(float(spectrum[-1]), 1e-300)
         spectrum, basis = spectrum[keep], basis[:, keep]
         if wide:
-            return cls(basis * np.sqrt(spectrum) / root, spectrum, weights, (basis / np.sqrt(spectrum)).T @ y)
-        return cls(x @ basis, spectrum, weights, basis.T)
+            return cls(basis * np.sqrt(spectrum) / root, spectrum, (basis / np.sqrt(spectrum)).T @ y, True)
+        return cls(x, spectrum, basis.T, False)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """r, ``[N, R]``."""
+        return self.given if self.turned else np.asarray(self.given @ self.back.T)
+
+    def part(self, keep: np.ndarray) -> Rotated:
+        """Some rows, in the same coordinates."""
+        return Rotated(self.given[keep], self.spectrum, self.back, self.turned)
+
+    def logits(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """``r W' + b``, ``[N, C]``. Where r was never formed, the weights are turned: they are fewer."""
+        return np.asarray(self.given @ (weight if self.turned else weight @ self.back).T + bias)
+
+    def weight_gradient(self, residual: np.ndarray) -> np.ndarray:
+        """``residual' r``, ``[C, R]``."""
+        found = residual.T @ self.given
+        return np.asarray(found if self.turned else found @ self.back.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +122,25 @@ class _Solution:
     converged: bool
 
 
-def _solve(data: Rotated, labels: np.ndarray, l2: float, start: _Solution, spec: HeadSpec) -> _Solution:
+def _solve(
+    data: Rotated, weights: np.ndarray, labels: np.ndarray, l2: float, start: _Solution, spec: HeadSpec
+) -> _Solution:
     """Minimise ``sum_n w_n CE_n + l2/2 ||W||^2`` over W and b; the bias is not penalised."""
-    n, r = data.rows.shape
-    c = len(start.bias)
+    c, r = len(start.bias), len(data.spectrum)
     scale = np.concatenate([1.0 / np.sqrt(data.spectrum / 2 + l2), [np.sqrt(2.0)]])
-    x = np.concatenate([data.rows, np.ones((n, 1))], axis=1) * scale
     penalty = np.concatenate([l2 * scale[:r] ** 2, [0.0]])
-    rows = np.arange(n)
+    rows = np.arange(len(labels))
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         u = flat.reshape(c, r + 1)
-        log_p = _log_softmax(x @ u.T)
-        loss = -(data.weights * log_p[rows, labels]).sum() + 0.5 * (penalty * u * u).sum()
+        w = u * scale
+        log_p = _log_softmax(data.logits(w[:, :r], w[:, r]))
+        loss = -(weights * log_p[rows, labels]).sum() + 0.5 * (penalty * u * u).sum()
         residual = np.exp(log_p)
         residual[rows, labels] -= 1.0
-        residual *= data.weights[:, None]
-        return float(loss), (residual.T @ x + penalty * u).reshape(-1)
+        residual *= weights[:, None]
+        gradient = np.concatenate([data.weight_gradient(residual), residual.sum(0)[:, None]], axis=1) * scale
+        return float(loss), (gradient + penalty * u).reshape(-1)
 
     u0 = np.concatenate([start.weight, start.bias[:, None]], axis=1) / scale
     result = minimize(
@@ -138,7 +158,7 @@ def _solve(data: Rotated, labels: np.ndarray, l2: float, start: _Solution, spec:
 
 
 def _zero(data: Rotated, n_classes: int) -> _Solution:
-    return _Solution(np.zeros((n_classes, data.rows.shape[1])), np.zeros(n_classes), 0, False)
+    return _Solution(np.zeros((n_classes, len(data.spectrum))), np.zeros(n_classes), 0, False)
 
 
 def validation_mask(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -221,26 +241,27 @@ def fit_head(
     x /= scale
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
 
+    # One decomposition serves the fits on the inner rows too: their covariance is nearly that of all rows.
+    data = Rotated.of(x, weights)
     held_loss = held_error = float("nan")
     strengths = sorted(spec.l2, reverse=True)
     chosen = strengths[0]
     held = validation_mask(labels, groups, spec.validation_share, spec.seed)
     if held.any() and len(np.unique(labels[~held])) >= 2:
-        inside = Rotated.of(x[~held], row_weights(labels[~held], c, spec.balance))
-        outside = x[held] @ inside.back.T
+        inner_weights = row_weights(labels[~held], c, spec.balance)
+        inside, outside = data.part(~held), data.part(held)
         held_weights = row_weights(labels[held], c, spec.balance)
-        warm = _zero(inside, c)
+        warm = _zero(data, c)
         best = np.inf
         for l2 in strengths:
-            warm = _solve(inside, labels[~held], l2, warm, spec)
-            log_p = _log_softmax(outside @ warm.weight.T + warm.bias)
+            warm = _solve(inside, inner_weights, labels[~held], l2, warm, spec)
+            log_p = _log_softmax(outside.logits(warm.weight, warm.bias))
             loss = float(-(held_weights * log_p[np.arange(len(log_p)), labels[held]]).sum())
             if loss >= best:
                 break  # the held-out loss is unimodal in the strength, up to noise: weaker ones overfit more
             best, chosen, held_loss = loss, l2, loss
             held_error = balanced_error(labels[held], log_p.argmax(1), c)
-    data = Rotated.of(x, weights)
-    solution = _solve(data, labels, chosen, _zero(data, c), spec)
+    solution = _solve(data, weights, labels, chosen, _zero(data, c), spec)
     weight = solution.weight @ data.back / scale
     bias = solution.bias - weight @ mean
     log_p = _log_softmax(raw @ weight.T + bias)

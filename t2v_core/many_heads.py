@@ -355,7 +355,7 @@ def _basis_seconds(n: int, d: int) -> float:
 def _worth(rows: Sequence[np.ndarray], n_rows: int, d: int) -> list[int]:
     """Which tasks to solve together: the largest so many for which the expected saving is greatest.
 
-    Alone, a task costs its two eigenbases and a little; together, all cost one basis of the union of their rows, and
+    Alone, a task costs its eigenbasis and a little; together, all cost one basis of the union of their rows, and
     each the products with all of it, whatever its own share. So it is the union that counts: tasks that share no rows
     are better off alone. The constants are seconds on one core, from 3,808 and 5,000 rows of 128 to 1,280 features and
     tasks of 2 to 100 percent of them, and were within about 30 percent of what was measured; only their ratios matter.
@@ -365,7 +365,7 @@ def _worth(rows: Sequence[np.ndarray], n_rows: int, d: int) -> list[int]:
     alone, best, most = 0.0, 0.0, 0
     for count, i in enumerate(order, start=1):
         n = len(rows[i])
-        alone += _basis_seconds(n, d) + _basis_seconds(int(0.7 * n), d) + 5e-8 * n * min(n, d) + 3e-3
+        alone += _basis_seconds(n, d) + 5e-8 * n * min(n, d) + 3e-3
         used[rows[i]] = True
         union = int(used.sum())
         size = union * min(union, d)
@@ -390,11 +390,12 @@ def _heads(
     raw /= scale
     basis = Rotated.of(raw, np.full(len(raw), 1 / len(raw)))
     del raw
+    shared = basis.rows
     position = np.zeros(len(features), np.int64)
     position[used] = np.arange(len(used))
-    exact = _Solver(basis.rows, spec.tolerance, spec.max_iterations)
+    exact = _Solver(shared, spec.tolerance, spec.max_iterations)
     coarse = spec.tolerance >= _COARSE
-    bulk = _Solver(basis.rows.astype(np.float32), 0.9 * spec.tolerance, spec.max_iterations) if coarse else exact
+    bulk = _Solver(shared.astype(np.float32), 0.9 * spec.tolerance, spec.max_iterations) if coarse else exact
     jobs = _jobs(bulk.x, tasks, [(i, position[tasks[i].rows]) for i in numbers], spec, bulk.width)
     solved = (job for job in bulk.run(job for job in jobs if not job.failed) if not job.failed)
     while part := [job for _, job in zip(range(exact.width), solved, strict=False)]:

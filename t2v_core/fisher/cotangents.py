@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["Head", "exact_cotangent", "importance", "probabilities", "sampled_cotangents"]
+__all__ = [
+    "Head",
+    "exact_cotangent",
+    "importance",
+    "probabilities",
+    "relative_importance",
+    "sampled_cotangents",
+    "sampling_importance",
+]
 
 Head = tuple[torch.Tensor, torch.Tensor]
 """(weight ``[C, D]``, bias ``[C]``)"""
@@ -42,6 +50,30 @@ def importance(head: Head, features: torch.Tensor) -> torch.Tensor:
     gp = p @ gram
     squared = gram.diagonal()[None] - 2 * gp + (gp * p).sum(1, keepdim=True)
     return p * squared.clamp_min(0.0)
+
+
+def relative_importance(head: Head, features: torch.Tensor) -> torch.Tensor:
+    """What each pair adds to the features' own Fisher information, each feature on its own scale, ``[N, C]`` float64.
+
+    ``rho[n, c] = sum_o p_c a_co^2 |z_no| / F_o`` with ``F_o`` the mean over n of the sum over c of the numerator. A
+    feature stands for the last filter that feeds it, and passes a gradient on where it is active. Distances compare
+    filters by their ratios [Sect. 3.3], so pairs matter that rule a filter, however small it is.
+    """
+    weight, z = head[0].double(), features.double()
+    p = probabilities((weight, head[1].double()), z)
+    mean, squares = p @ weight, weight.square()
+    active = z.abs()
+    scale = (active * (p @ squares - mean.square()).clamp_min_(0.0)).mean(0)
+    active = torch.where(scale > 0, active / scale, 0.0)
+    each = active @ squares.T - 2 * (active * mean) @ weight.T + (active * mean.square()).sum(1, keepdim=True)
+    return p * each.clamp_min_(0.0)
+
+
+def sampling_importance(head: Head, features: torch.Tensor) -> torch.Tensor:
+    """What pairs are drawn by: half by the length of their cotangent, half by `relative_importance`; ``[N, C]``."""
+    absolute, relative = importance(head, features).double(), relative_importance(head, features)
+    total = absolute.sum(), relative.sum()
+    return absolute / total[0] + relative / total[1] if min(total) > 0 else absolute
 
 
 def sampled_cotangents(head: Head, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -26,10 +26,6 @@ class Draws:
     n_draws: int
     """Draws asked for; repeated pairs cost one pass."""
 
-    def where(self, keep: np.ndarray) -> Draws:
-        """Some of the pairs, ``keep [M]`` bool."""
-        return Draws(self.images[keep], self.classes[keep], self.weights[keep], self.early_weights[keep], self.n_draws)
-
 
 def _collect(pairs: np.ndarray, weight_of: np.ndarray, n_classes: int, n_draws: int, early: np.ndarray) -> Draws:
     """Distinct pairs of all draws; ``early [m]`` are the draws' weights for the early layers, in units of their own."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from t2v_core.fisher.accumulate import Accumulator, FisherEstimate, FisherInput, batch_of, clean_features
-from t2v_core.fisher.cotangents import importance, probabilities, sampled_cotangents
+from t2v_core.fisher.cotangents import probabilities, sampled_cotangents, sampling_importance
 from t2v_core.fisher.draws import Draws, importance_draws, model_draws
 from t2v_core.fisher.exact import exact, exact_rounds
-from t2v_core.fisher.passes import sample_filter_norms
+from t2v_core.fisher.passes import entries, sample_filter_norms
 from t2v_core.probes import Probe
 
 __all__ = ["early_units", "montecarlo", "montecarlo_plain"]
@@ -30,21 +30,28 @@ def early_units(probe: Probe) -> int:
     return sum(unit.stop <= limit for unit in probe.units)
 
 
-def _batches(draws: Draws, size: int) -> Iterator[np.ndarray]:
-    """Draws by image, ``[B, R]`` indices: images with equally many pairs share their passes, so that an image's
-    forward pass, and what depends on its input alone, is paid once for all its pairs."""
-    _, start, counts = np.unique(draws.images, return_index=True, return_counts=True)
-    for r in np.unique(counts):
-        of_count = start[counts == r]
-        for i in range(0, len(of_count), size):
-            yield of_count[i : i + size, None] + np.arange(r)
+def _batches(draws: Draws, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Draws by image, ``[B, R]`` indices, and how many of the R go on to the early layers: they come first.
+
+    Images with equally many pairs of either kind share their passes, so that an image's forward pass, and what depends
+    on its input alone, is paid once for all its pairs.
+    """
+    deep = draws.early_weights > 0
+    order = np.lexsort((~deep, draws.images))  # an image's pairs together, those that go on first
+    _, start, counts = np.unique(draws.images[order], return_index=True, return_counts=True)
+    n_deep = np.add.reduceat(deep[order].astype(np.int64), start) if len(start) else counts
+    for r, d in np.unique(np.stack([counts, n_deep], 1), axis=0).tolist():
+        alike = start[(counts == r) & (n_deep == d)]
+        for i in range(0, len(alike), size):
+            yield order[alike[i : i + size, None] + np.arange(r)], d
 
 
-def _run(task: FisherInput, draws: Draws, accumulate: Accumulator, first: int, n_early: int) -> int:
-    """Passes for the draws, down to unit ``first``; returns their number."""
+def _sampled(task: FisherInput, draws: Draws) -> FisherEstimate:
     probe, head, weights = task.probe, task.head, task.weights
-    for index in _batches(draws, task.batch_size):
-        rows = torch.as_tensor(draws.images[index[:, 0]])
+    accumulate, n_early = Accumulator(probe, len(task.images)), early_units(probe)
+    late = entries(probe.network, weights, batch_of(probe, task.images, slice(0, 1)), n_early) if n_early else []
+    for index, n_deep in _batches(draws, task.batch_size):
+        rows, rounds = torch.as_tensor(draws.images[index[:, 0]]), index.shape[1]
         classes = torch.as_tensor(draws.classes[index].T.copy()).to(probe.device)  # [R, B]
         sample_filter_norms(
             probe.network,
@@ -54,18 +61,11 @@ def _run(task: FisherInput, draws: Draws, accumulate: Accumulator, first: int, n
             accumulate.sink(
                 rows, torch.as_tensor(draws.weights[index].T), torch.as_tensor(draws.early_weights[index].T), n_early
             ),
-            rounds=index.shape[1],
-            first=first,
+            rounds=rounds,
+            first=0 if n_deep else n_early,
+            stops=[[]] * n_deep + [late] * (rounds - n_deep) if n_deep else (),
         )
-    return len(draws.images)
-
-
-def _sampled(task: FisherInput, draws: Draws) -> FisherEstimate:
-    accumulate, n_early = Accumulator(task.probe, len(task.images)), early_units(task.probe)
-    deep = draws.early_weights > 0
-    passes = _run(task, draws.where(deep), accumulate, 0, n_early)
-    passes += _run(task, draws.where(~deep), accumulate, n_early, n_early)
-    return accumulate.result(len(task.images), passes, exact=False)
+    return accumulate.result(len(task.images), len(draws.images), exact=False)
 
 
 def montecarlo(task: FisherInput) -> FisherEstimate:
@@ -76,7 +76,7 @@ def montecarlo(task: FisherInput) -> FisherEstimate:
     spec = task.spec
     if exact_rounds(task.n_classes) * len(task.images) <= spec.draws:
         return exact(task)
-    values = importance(task.head, clean_features(task)).double().cpu().numpy()
+    values = sampling_importance(task.head, clean_features(task)).cpu().numpy()
     return _sampled(task, importance_draws(values, spec.draws, spec.seed, early_share=spec.early_share))
 
 

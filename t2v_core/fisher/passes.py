@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from t2v_core.fisher.norms import filter_norms, position_norms
 from t2v_core.fisher.recorder import LayerCall, Recorder
 
-__all__ = ["Noise", "noisy_output", "noisy_weight", "sample_filter_norms"]
+__all__ = ["Noise", "entries", "noisy_output", "noisy_weight", "sample_filter_norms"]
 
 Sink = Callable[[int, torch.Tensor, int], None]
 """Gets ``(unit, q [N, n_filters], round)``."""
@@ -56,6 +57,22 @@ def noisy_output(
     return output + deviation[:, None, None] * spread * eps
 
 
+def entries(network: nn.Module, weights: Sequence[torch.Tensor], image: torch.Tensor, first: int) -> list[int]:
+    """Units from ``first`` on that none of these comes before: one, or more where branches lie side by side. A backward
+    pass that reaches their outputs has reached all units from ``first`` on."""
+    found: list[int] = []
+
+    def on_call(unit: int, call: LayerCall, output: torch.Tensor) -> torch.Tensor:
+        if unit < first or output.requires_grad:
+            return output
+        found.append(unit)
+        return output.detach().requires_grad_().clone()
+
+    with torch.enable_grad(), Recorder(weights, on_call):
+        network(image)
+    return found
+
+
 def sample_filter_norms(
     network: nn.Module,
     weights: Sequence[torch.Tensor],
@@ -65,6 +82,7 @@ def sample_filter_norms(
     *,
     rounds: int = 1,
     first: int = 0,
+    stops: Sequence[Sequence[int]] = (),
     noise: Noise | None = None,
 ) -> torch.Tensor:
     """Per-sample squared gradient norms of every filter, by one forward pass and ``rounds`` backward passes.
@@ -80,12 +98,15 @@ def sample_filter_norms(
         sink: gets ``(unit, q [N, n_filters], round)`` as each layer's gradient arrives.
         rounds: backward passes; what depends on the inputs alone is computed once for all of them.
         first: units before this one get no gradient, and the backward passes end there.
+        stops: of each round, the units (see `entries`) at whose outputs it ends already; none: at ``first``.
         noise: run the network with noise on its weights; with ``positions``, q is `position_norms`.
 
     Returns:
         Features ``[N, D]``, detached, with the noise.
     """
     leaves: list[torch.Tensor] = []
+    marked = {unit for stop in stops for unit in stop}
+    edges: dict[int, GradientEdge] = {}
     turn = 0
     by_position = noise is not None and noise.diagonal == "positions"
     norms = position_norms if by_position else filter_norms
@@ -106,6 +127,8 @@ def sample_filter_norms(
                 sink(unit, norms(call, gradient), turn)
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        if unit in marked:
+            edges[unit] = get_gradient_edge(output)  # of the output as it is now: what follows may work in place on it
         return output
 
     def substitute(unit: int, weight: torch.Tensor) -> torch.Tensor:
@@ -118,7 +141,12 @@ def sample_filter_norms(
     detached = features.detach()
     for turn in range(rounds):
         cotangent = cotangents(detached, turn).to(features)
-        torch.autograd.backward(features, cotangent, retain_graph=turn < rounds - 1)
+        more = turn < rounds - 1
+        if stops and stops[turn]:
+            # Asked for the gradients at some outputs alone, the pass runs what they need, and nothing before them.
+            torch.autograd.grad(features, [edges[unit] for unit in stops[turn]], cotangent, retain_graph=more)
+        else:
+            torch.autograd.backward(features, cotangent, retain_graph=more)
         for leaf in leaves:
             leaf.grad = None
     return detached

@@ -17,7 +17,7 @@ from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.bootstrap import mean_interval
 from t2v_core.reproduce.evidence import Evidence
 
-__all__ = ["BY_PROBE", "Judged", "judge_meta_tasks", "judge_probes"]
+__all__ = ["BY_PROBE", "Judged", "judge_by", "judge_meta_tasks", "judge_probes"]
 
 BY_PROBE = ("chance", "generic", "TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC")
 """What Table 2 compares probes by; the first two are the same for all."""
@@ -38,7 +38,7 @@ class Judged:
     conclusions: tuple[str, ...]
 
 
-def _judge(
+def judge_by(
     evidence: Evidence,
     rule: MetaTaskRule,
     table: EmbeddingTable,
@@ -124,7 +124,7 @@ def judge_meta_tasks(
     tables, choices, words = [], [], []
     for rule in evidence.profile.meta_tasks:
         told(rule.name)
-        found = _judge(evidence, rule, evidence.embeddings, selection, model2vec, names=names)
+        found = judge_by(evidence, rule, evidence.embeddings, selection, model2vec, names=names)
         tables.append(found.table.assign(meta_task=rule.name))
         choices.append(found.choices.assign(meta_task=rule.name))
         words += [f"{rule.name}: {sentence}" for sentence in found.conclusions]
@@ -159,7 +159,7 @@ def judge_probes(
             own = choices[(choices["meta_task"] == rule.name) & (choices["reading"] == LEFT_OUT)]
         else:
             names = ["oracle", *BY_PROBE[1:]]
-            own = _judge(evidence, rule, table, selection, model2vec, names=names, readings=[LEFT_OUT]).choices
+            own = judge_by(evidence, rule, table, selection, model2vec, names=names, readings=[LEFT_OUT]).choices
         largest = sorted(own["task_id"].unique(), key=lambda t: (-size[t], t))[:LARGEST]
         for name, part in (("all tasks", own), (f"{LARGEST} largest", own[own["task_id"].isin(largest)])):
             for method in BY_PROBE:

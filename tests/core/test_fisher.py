@@ -26,8 +26,10 @@ from torchvision.models import resnet18
 
 from t2v_core.errors import ComputeError, ConfigError, DataError, UnknownNameError
 from t2v_core.fisher import ESTIMATORS, estimate_fisher, fisher_filters
+from t2v_core.fisher.cotangents import relative_importance
 from t2v_core.fisher.draws import Draws, importance_draws, model_draws
 from t2v_core.fisher.montecarlo import early_units
+from t2v_core.fisher.passes import entries, sample_filter_norms
 from t2v_core.probes import build_network, probe_from_module
 
 ZOO: dict[str, Callable[[], nn.Module]] = {
@@ -366,6 +368,28 @@ def test_nothing_to_draw_where_nothing_matters() -> None:
     assert len(importance_draws(np.zeros((4, 3)), 5, 0).images) == 0
 
 
+def test_relative_importance_by_hand_and_whatever_a_features_unit() -> None:
+    # Two classes, two features. Image 0 has only feature 0, image 1 only feature 1, so that each image alone rules one
+    # filter: with F_o the mean over the two images, each image's classes add up to 2.
+    head = (torch.tensor([[1.0, 5.0], [-1.0, -5.0]]), torch.zeros(2))
+    rho = relative_importance(head, torch.tensor([[1e-3, 0.0], [0.0, 2.0]]))
+    assert torch.allclose(rho.sum(1), torch.tensor([2.0, 2.0], dtype=torch.float64))
+    # sum_c p_c a_co^2 with a_c = (1 - p_c) (w_c - w_other): of class c the share 1 - p_c
+    p = torch.softmax(torch.tensor([[1e-3, -1e-3], [10.0, -10.0]], dtype=torch.float64), 1)
+    assert torch.allclose(rho, 2 * (1 - p), atol=1e-6)
+
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(9, 7, generator=generator, dtype=torch.float64)
+    z[:, 3] = 0  # of a feature that no image has
+    weight, bias = torch.randn(4, 7, generator=generator, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    p = torch.softmax(z @ weight.T, 1)
+    each = p[:, :, None] * (weight - (p @ weight)[:, None]).square() * z.abs()[:, None]
+    naive = (each / each.sum(1).mean(0).where(z.any(0), torch.ones(7))).sum(2)
+    assert torch.allclose(relative_importance((weight, bias), z), naive)
+    unit = torch.rand(7, generator=generator, dtype=torch.float64) * 1e3
+    assert torch.allclose(relative_importance((weight / unit, bias), z * unit), naive)
+
+
 def test_importance_sampling_beats_plain_draws_on_a_confident_head() -> None:
     _, _, plain = mean_over_seeds("montecarlo_plain", 40, 48, scale=8.0)
     exact, _, importance = mean_over_seeds("montecarlo", 40, 48, scale=8.0)
@@ -555,6 +579,51 @@ def test_one_forward_pass_serves_all_classes_of_an_image() -> None:
         assert sum(calls) <= 24 < got.n_passes  # once for the importance, once for the passes
     finally:
         hook.remove()
+
+
+class Branches(nn.Module):
+    """Residual blocks with a convolution beside each, and activations in place, as in a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.main = nn.ModuleList(nn.Conv2d(4 + i, 5 + i, 3, stride=2, padding=1) for i in range(2))
+        self.more = nn.ModuleList(nn.Conv2d(5 + i, 5 + i, 3, padding=1) for i in range(2))
+        self.side = nn.ModuleList(nn.Conv2d(4 + i, 5 + i, 1, stride=2) for i in range(2))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x), inplace=True)
+        for main, more, side in zip(self.main, self.more, self.side, strict=True):
+            x = F.relu(more(F.relu(main(x), inplace=True)) + side(x), inplace=True)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [Branches, Dense, Linears, TinyNet])
+def test_rounds_that_end_early_reach_all_late_units_and_none_before(net: type[nn.Module]) -> None:
+    probe = probe_from_module(seeded(net).double(), transform=transform(), name="net")
+    weights, images = [probe.weight_of(u) for u in probe.units], random_images(3)
+    v = torch.randn(3, probe.n_features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for first in range(1, len(weights)):
+        got: list[dict[int, torch.Tensor]] = [{}, {}, {}]
+        late = entries(probe.network, weights, images[:1], first)
+        sample_filter_norms(
+            probe.network,
+            weights,
+            images,
+            lambda z, r: v,
+            lambda unit, q, r, got=got: got[r].__setitem__(unit, q),
+            rounds=3,
+            stops=[late, [], late],
+        )
+        assert list(map(sorted, got)) == [
+            [*range(first, len(weights))],
+            [*range(len(weights))],
+            [*range(first, len(weights))],
+        ]
+        for unit in got[0]:
+            assert torch.allclose(got[0][unit], got[1][unit])
+            assert torch.allclose(got[2][unit], got[1][unit])
 
 
 @pytest.mark.parametrize("n_steps_batch", [1, 8])
