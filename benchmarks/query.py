@@ -17,6 +17,7 @@ import torch
 
 from flows._query import SelectExpertParams, answer_query
 from t2v_core.config import EmbeddingSpec
+from t2v_core.memory import keep_freed_memory
 from t2v_core.probes import load_probe
 from t2v_core.query import embed_images, read_folder
 from t2v_core.sources import each_image, open_source
@@ -47,6 +48,7 @@ def query(root: Path, store: str, verify: int) -> None:
 
 def embedding(root: Path, estimator: str) -> None:
     """Reading, features, head and Fisher at 224 pixels."""
+    keep_freed_memory()
     probe = load_probe("efficientnet_lite0", image_size=224)
     ends: dict[str, float] = {}
     began = time.perf_counter()

@@ -23,6 +23,7 @@ from t2v_core.config import EmbeddingSpec, EvaluationSpec
 from t2v_core.distances import symmetric_matrix
 from t2v_core.errors import ConfigError, T2VError
 from t2v_core.features import GivesFeatures
+from t2v_core.memory import keep_freed_memory
 from t2v_core.query import EmbeddedFolder, FolderImages, embed_images, read_folder
 from t2v_core.selector import Selector
 from t2v_core.verify import Verified, split_of, verify_expert
@@ -236,6 +237,7 @@ def answer_query(params: SelectExpertParams, progress: Told | None = None) -> An
         T2VError: no selector in the store, or a folder that is no task.
     """
     began, clock = time.perf_counter(), _Clock()
+    keep_freed_memory()
     store = Store(store_url(params.store, params.name or "demo"))
     with clock.part("selector and probe"):
         selector, record = newest_selector(store, params.name)

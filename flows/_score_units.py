@@ -19,7 +19,7 @@ from t2v_core.library import TaskSpec, resolve_task
 from t2v_core.transferability.block import score_block, train_sample
 from t2v_core.transferability.original_head import heads_of_state, original_head
 
-__all__ = ["heads_key", "score_unit"]
+__all__ = ["expert_heads", "heads_key", "score_unit"]
 
 _WEIGHTS = "/weights.safetensors"
 
@@ -41,6 +41,11 @@ def _heads(store_url: str, extractor: Extractor, key: str) -> list[tuple[np.ndar
         return []
     weights = weights_of(store_url, extractor.weights)
     return original_head(extractor.architecture, weights, extractor.image_size, extractor.seed)
+
+
+def expert_heads(store: Store, extractor: Extractor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The heads that an expert was trained with, weight ``[C, D]`` and bias ``[C]``; none where they are not known."""
+    return _heads(store.url, extractor, heads_key(store, extractor))
 
 
 def score_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:

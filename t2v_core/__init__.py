@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from t2v_core.distances import asymmetric_distance, distance_matrix, symmetric_distance
     from t2v_core.embedding import TaskEmbedding, embed_task, trivial_embedding
     from t2v_core.fisher import fisher_filters
+    from t2v_core.memory import keep_freed_memory
     from t2v_core.probes import Probe, load_probe, probe_from_module
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "distance_matrix",
     "embed_task",
     "fisher_filters",
+    "keep_freed_memory",
     "load_probe",
     "probe_from_module",
     "symmetric_distance",
@@ -33,6 +35,7 @@ _HOME = {
     "embed_task": "embedding",
     "trivial_embedding": "embedding",
     "fisher_filters": "fisher",
+    "keep_freed_memory": "memory",
     "Probe": "probes",
     "load_probe": "probes",
     "probe_from_module": "probes",

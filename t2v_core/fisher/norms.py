@@ -4,7 +4,7 @@ With U_n the unfolded input of sample n (``K x L``: filter size x output positio
 the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^2``. Three ways to the same number:
 
 - direct: form ``dY_n U_n'`` (O K L multiplications, and O K numbers written), by the framework's own weight gradient
-  of one image at a time;
+  of one image at a time, or for 1 x 1 convolutions by a batched product;
 - Gram: ``M = U_n' U_n`` (``L x L``), then ``q = sum_l (dY_n M) * dY_n``: L^2 (K + O), less where L is small, as it
   is in late layers. M does not depend on the gradient, and serves every cotangent of the image;
 - pixel Gram (stride 1): contract channels only, ``C = X_n' X_n`` over pixels, and add the k^2 diagonally shifted
@@ -16,14 +16,20 @@ the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
+from t2v_core.fisher.depthwise import add_depthwise_norms
 from t2v_core.fisher.gemm import product_transposed
 from t2v_core.fisher.recorder import LayerCall
 
 __all__ = ["filter_norms", "position_norms"]
+
+_CACHED = 1 << 20
+"""Numbers of weight gradients that are formed at once: 4 MiB in float32."""
 
 
 def _matrix_norms(d: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -58,19 +64,27 @@ def _windows(call: LayerCall, height: int, width: int) -> torch.Tensor:
 
 
 def _depthwise_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
-    """One input channel per filter: one product and one sum per offset of the kernel.
+    """One input channel per filter: for each offset of the kernel, a sum over positions of products, squared.
 
-    Channels are innermost in memory, so that each pass is contiguous over them whatever the stride: 20 times
-    faster than unfolding, and faster than the grouped convolution backward (benchmarks/depthwise.py).
+    Channels are innermost in memory, so that each pass is contiguous over them whatever the stride. On a CPU a compiled
+    loop never writes the products down; elsewhere they are formed (benchmarks/depthwise.py).
     """
     x = call.padded().permute(0, 2, 3, 1).contiguous()
     d = dy.permute(0, 2, 3, 1).contiguous()
+    if d.shape[-1] != x.shape[-1]:  # a channel multiplier: filters of a channel lie side by side
+        x = x.repeat_interleave(d.shape[-1] // x.shape[-1], dim=-1)
+    if d.device.type != "cpu" or d.dtype not in (torch.float32, torch.float64):
+        return _formed_depthwise_norms(call, x, d)
+    total = torch.zeros(d.shape[0], d.shape[-1], dtype=d.dtype)
+    add_depthwise_norms(x.numpy(), d.numpy(), total.numpy(), call.kernel, call.stride, call.dilation)
+    return total
+
+
+def _formed_depthwise_norms(call: LayerCall, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """The same, with the products of an offset in memory; ``x`` padded, both with channels last."""
     n, height, width, o = d.shape
-    if o != x.shape[-1]:  # a channel multiplier: filters of a channel lie side by side
-        x = x.repeat_interleave(o // x.shape[-1], dim=-1)
     (kh, kw), (sh, sw), (dh, dw) = call.kernel, call.stride, call.dilation
-    total = torch.zeros(n, o, dtype=d.dtype, device=d.device)
-    product = torch.empty_like(d)
+    total, product = torch.zeros(n, o, dtype=d.dtype, device=d.device), torch.empty_like(d)
     for top in range(0, kh * dh, dh):
         for left in range(0, kw * dw, dw):
             window = x[:, top : top + (height - 1) * sh + 1 : sh, left : left + (width - 1) * sw + 1 : sw]
@@ -80,10 +94,18 @@ def _depthwise_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
 
 
 def _direct_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
-    """The weight gradient of one image after the other, each squared and summed while it is in the cache."""
+    """The weight gradient of one image after the other, each squared and summed while it is in the cache; of a 1 x 1
+    convolution, where nothing is unfolded, of a few images at once."""
     n, o = dy.shape[:2]
-    size = (o, call.x.shape[1] // call.groups, *call.kernel)
+    channels = call.x.shape[1] // call.groups
     out = torch.empty(n, o, dtype=dy.dtype, device=dy.device)
+    if call.kernel == (1, 1):
+        step = max(1, _CACHED // (o * channels))
+        for i in range(0, n, step):
+            few = slice(i, i + step)
+            out[few] = _batched_norms(replace(call, x=call.x[few]), dy[few])
+        return out
+    size = (o, channels, *call.kernel)
     for i in range(n):
         gradient = conv2d_weight(  # type: ignore[no-untyped-call]
             call.x[i : i + 1],
@@ -99,7 +121,8 @@ def _direct_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
 
 
 def _batched_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
-    """The same by one batched product on the unfolded input, all images at once: for a GPU, where calls are dear."""
+    """The same by one batched product on the unfolded input, all images at once: for 1 x 1 convolutions, and for a GPU,
+    where calls are dear."""
     n, o, height, width = dy.shape
     d = dy.reshape(n * call.groups, o // call.groups, -1)
     return torch.bmm(d, _unfolded(call, height, width).transpose(1, 2)).square_().sum(-1).view(n, o)
@@ -164,7 +187,7 @@ def _cheapest(call: LayerCall, o: int, height: int, width: int) -> str:
     costs = {"gram": 7500 + groups * (length * length * (0.012 * k + 0.019 * o) + unfold)}
     if call.x.device.type == "cpu":
         moved = 0.13 * (channels * call.x.shape[2] * call.x.shape[3] + o * length)
-        costs["direct"] = 15_000 + groups * (0.015 * o * k * length + 0.25 * o * k + moved)
+        costs["direct"] = (2_000 if kh * kw == 1 else 15_000) + groups * (0.015 * o * k * length + 0.25 * o * k + moved)
     else:
         costs["direct"] = 7500 + groups * (0.012 * o * k * length + unfold)
     if call.stride == (1, 1) and groups == 1:

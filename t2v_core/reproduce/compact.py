@@ -19,6 +19,7 @@ from t2v_core.matrix import ClassLineages
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.evidence import Evidence
 from t2v_core.reproduce.profile import Profile
+from t2v_core.transferability.block import scores_matrix
 
 __all__ = ["from_triangle", "read_compact", "unit_vectors"]
 
@@ -118,7 +119,7 @@ def read_compact(
     """Evidence from compact results.
 
     Args:
-        folder: `_FILES` as Parquet.
+        folder: `_FILES` as Parquet; ``scores.parquet`` too, where methods by features were run.
         profile: how the library is read.
         probes: folder with embeddings by other probes.
         transfer: Parquet file of fine-tuning runs, with the columns ``selected`` and ``own``.
@@ -153,6 +154,8 @@ def read_compact(
     runs = pq.read_table(transfer).to_pandas() if transfer and transfer.is_file() else None
     if runs is not None and not set(runs["expert"]) <= set(experts["expert"]):
         notes.append("Figure 4's runs are of another library: its experts are not among these.")
+    scored = folder / "scores.parquet"
+    scores = scores_matrix(pq.read_table(scored), ids, experts["expert"].tolist()) if scored.is_file() else {}
     return Evidence(
         profile=profile,
         tasks=tasks,
@@ -164,6 +167,7 @@ def read_compact(
         errors=errors.to_numpy(np.float64),
         transfer=runs,
         moments=moments,
+        scores=scores,
         probes=read_probes(probes, dict(zip(ids, domains, strict=True))) if probes else {},
         notes=tuple(notes),
     )

@@ -52,6 +52,9 @@ class Evidence:
     """``[T, D]``, second moments of features; None where they were not kept."""
     probes: Mapping[str, EmbeddingTable] = field(default_factory=dict)
     """Embeddings of some of the tasks by other probes."""
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Method that looks at every expert's features to its scores ``[T, E]``, lower is better; NaN where a cell was not
+    scored."""
     notes: tuple[str, ...] = ()
     """Where it came from, and what is approximate."""
 
@@ -67,6 +70,7 @@ class Evidence:
             "class_lineages": ((len(self.class_lineages),), (n,)),
             "embeddings": ((len(self.embeddings.task_ids),), (n,)),
         }
+        shapes |= {f"scores of {name}": (value.shape, (n, e)) for name, value in self.scores.items()}
         for name, (got, wanted) in shapes.items():
             if got != wanted:
                 raise DataError(f"{name} has shape {got}, wanted {wanted} for {n} tasks and {e} experts")

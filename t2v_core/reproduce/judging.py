@@ -56,7 +56,7 @@ def judge_by(
         table: embeddings of at least its tasks and its experts'.
         selection: floor, bootstrap.
         model2vec: settings.
-        names: selectors; default: all.
+        names: selectors; default: all, and what the evidence has of methods that look at features.
         readings: those in which nothing can be judged are left out.
 
     Raises:
@@ -93,6 +93,7 @@ def judge_by(
         evidence.trained_on,
         MetaTask(rule.name, its, chosen.columns),
         selection,
+        extra=None if names else {name: values[rows] for name, values in evidence.scores.items()},
         names=names,
         readings=readings,
         compared=COMPARED,
@@ -113,7 +114,7 @@ def judge_meta_tasks(
         evidence: the library.
         selection: floor, bootstrap.
         model2vec: settings.
-        names: selectors; default: all that are registered.
+        names: selectors; default: as for `judge_by`.
         told: called with the name of each meta-task.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "1x1": (6, 8, (1, 1), (1, 1), (0, 0), (1, 1), 1),
     "1x1, padded": (6, 8, (1, 1), (1, 1), (1, 1), (1, 1), 1),
     "depthwise": (6, 12, (3, 3), (2, 1), (1, 1), (1, 1), 6),
+    "depthwise, dilated": (6, 6, (3, 2), (1, 2), (2, 1), (2, 3), 6),
 }
 
 
@@ -62,6 +64,22 @@ def test_every_way(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(norms, "_cheapest", lambda *_: "direct" if way == "batched" else way)
     got = filter_norms(call, dy)
     assert got == pytest.approx(by_autograd(call, dy, weight), rel=1e-11)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise, dilated"])
+def test_depthwise_norms_are_one_number_compiled_by_threads_or_formed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, dy, weight = layer(name)
+    wanted = by_autograd(call, dy, weight)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert filter_norms(call, dy) == pytest.approx(wanted, rel=1e-11)
+    monkeypatch.setattr(norms, "add_depthwise_norms", None)
+    half = dataclasses.replace(call, x=call.x.bfloat16())
+    assert filter_norms(half, dy.bfloat16()).double() == pytest.approx(wanted, rel=0.1)
+    x, d = (t.permute(0, 2, 3, 1).contiguous() for t in (call.padded(), dy))
+    x = x.repeat_interleave(d.shape[-1] // x.shape[-1], dim=-1)
+    assert norms._formed_depthwise_norms(call, x, d) == pytest.approx(wanted, rel=1e-11)
 
 
 @pytest.mark.parametrize("name", ["3x3", "strided"])
