@@ -32,6 +32,7 @@ from t2v_core.config import EmbeddingSpec, PipelineConfig, ProbeSpec, load_confi
 from t2v_core.embedding import trivial_embedding
 from t2v_core.library import Task
 from t2v_core.matrix import wanted_cells
+from t2v_core.memory import keep_freed_memory
 from t2v_core.reproduce.profile import load_profile
 from t2v_core.rules import build_library
 from t2v_core.sources import open_source
@@ -84,6 +85,7 @@ def embed(
     spec: ProbeSpec, embedding: EmbeddingSpec, url: str, name: str, seconds: float = float("inf")
 ) -> dict[str, str]:
     """Embed what is missing, until the time is up; fingerprint of each task's embedding."""
+    keep_freed_memory()
     began = time.perf_counter()
     config = load_config(HERE.parent / "examples" / "rehearsal.yaml")
     wanted, store, prints = wanted_tasks(), Store(url), {}

@@ -70,7 +70,7 @@ def main(url: str) -> None:
     for method in SPEC.methods:
         own = scores.filter(pc.equal(scores["method"], method))
         seconds = np.median(own["seconds"].to_numpy())
-        print(f"| {METHODS[method].title} | {1e3 * seconds:.1f} | {int(np.isnan(own['score'].to_numpy()).sum())} |")
+        print(f"| {METHODS[method].title} | {1e3 * seconds:.2f} | {int(np.isnan(own['score'].to_numpy()).sum())} |")
 
 
 if __name__ == "__main__":

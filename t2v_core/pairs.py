@@ -12,13 +12,13 @@ is in float64, which has digits to lose; in float32 such pairs are off by 2%. Em
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+
+from t2v_core.compiled import compiled
 
 __all__ = ["pair_matrix"]
 
@@ -60,18 +60,6 @@ def _block(a: Any, b: Any, ga: Any, gb: Any, upper: bool, first: int, start: int
                 out[i, j] = max(live * s2 - s1 * s1, 0.0) / (r * (r + uv))
 
 
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_block`, compiled once a process, in a second or two. The compiler is imported where it is needed only."""
-    import numba
-
-    # The numpy error model leaves out the check for division by zero, which would keep the loop from using vectors.
-    compiled: Callable[..., None] = numba.njit(
-        nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy"
-    )(_block)
-    return compiled
-
-
 def _centre(row: np.ndarray) -> float:
     """Geometric mean of the values above zero; 1 for a row of zeros."""
     positive = row[row > 0].astype(np.float64)
@@ -94,7 +82,7 @@ def pair_matrix(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
     y = x if same else np.ascontiguousarray(right, kind)
     gx = np.array([_centre(row) for row in x])
     gy = gx if same else np.array([_centre(row) for row in y])
-    out, block = np.zeros((len(x), len(y))), _compiled()
+    out, block = np.zeros((len(x), len(y))), compiled(_block)
 
     def rows(first: int) -> None:
         part = slice(first, first + ROWS)

@@ -13,15 +13,14 @@ right singular vectors of a sample of them. A bias ``delta_i = Z b_i`` in that s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from t2v_core.compiled import compiled
 from t2v_core.distances import symmetric_matrix
 
 __all__ = ["Tangent", "distance_gradients", "first_order_distances", "tangent"]
@@ -55,17 +54,6 @@ def _rows(m: Any, tasks: Any, out: Any) -> None:
             out[i, f] = (x * inverse) * (y * inverse) * (s * by_s2 + by_s1)
 
 
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_rows`, compiled once a process. The compiler is imported where it is needed only."""
-    import numba
-
-    compiled: Callable[..., None] = numba.njit(
-        nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy"
-    )(_rows)
-    return compiled
-
-
 def distance_gradients(m: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """Gradient of d_sym(m e^delta, t) with respect to delta, at 0, for every task: ``[T, P]`` float32.
 
@@ -75,7 +63,7 @@ def distance_gradients(m: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """
     kind = np.float32 if m.dtype == tasks.dtype == np.float32 else np.float64
     m, tasks = np.ascontiguousarray(m, kind), np.ascontiguousarray(tasks, kind)
-    out, rows = np.empty(tasks.shape, np.float32), _compiled()
+    out, rows = np.empty(tasks.shape, np.float32), compiled(_rows)
     threads = max(1, torch.get_num_threads())
     bounds = np.linspace(0, len(tasks), threads + 1).astype(int)
 

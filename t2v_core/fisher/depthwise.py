@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+
+from t2v_core.compiled import compiled
 
 __all__ = ["add_depthwise_norms"]
 
@@ -26,20 +26,6 @@ def _add(x: Any, d: Any, total: Any, kh: int, kw: int, sh: int, sw: int, dh: int
                             found[c] += d[b, h, w, c] * x[b, h * sh + i * dh, w * sw + j * dw, c]
                 for c in range(channels):
                     total[b, c] += found[c] * found[c]
-
-
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_add`, compiled once, and kept on disk where a folder for it can be written. The compiler is imported here only,
-    where it is needed."""
-    import numba
-
-    options: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **options)(_add)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        compiled = numba.njit(**options)(_add)
-    return compiled
 
 
 def add_depthwise_norms(
@@ -60,7 +46,7 @@ def add_depthwise_norms(
         stride: of the windows.
         dilation: of the kernel.
     """
-    add, threads = _compiled(), max(1, min(torch.get_num_threads(), len(d)))
+    add, threads = compiled(_add), max(1, min(torch.get_num_threads(), len(d)))
     if threads == 1:
         add(x, d, total, *kernel, *stride, *dilation)
         return

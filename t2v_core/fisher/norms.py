@@ -1,7 +1,7 @@
 """Per-sample squared gradient norms of the filters of one layer, from its input and its output's gradient.
 
 With U_n the unfolded input of sample n (``K x L``: filter size x output positions) and ``dY_n`` (``O x L``),
-the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^2``. Three ways to the same number:
+the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^2``. Four ways to the same number:
 
 - direct: form ``dY_n U_n'`` (O K L multiplications, and O K numbers written), by the framework's own weight gradient
   of one image at a time, or for 1 x 1 convolutions by a batched product;
@@ -10,6 +10,7 @@ the gradient of filter o is ``dY_n[o] U_n'`` and ``q[n, o] = || dY_n[o] U_n' ||^
 - pixel Gram (stride 1): contract channels only, ``C = X_n' X_n`` over pixels, and add the k^2 diagonally shifted
   copies of C: ``M[l, l'] = sum_d C[l + d, l' + d]``. On rows flattened with their padding, the shift by an offset d
   is one shift of the flattened matrix, so that each copy is one contiguous addition: L^2 (K / k^2 + O).
+- Winograd (3 x 3, stride 1, on a CPU): ``dY_n U_n'`` in a basis where it takes a quarter of the multiplications.
 
 `_cheapest` chooses by their costs, which were measured (benchmarks/fisher.py).
 """
@@ -25,11 +26,17 @@ from torch.nn.grad import conv2d_weight
 from t2v_core.fisher.depthwise import add_depthwise_norms
 from t2v_core.fisher.gemm import product_transposed
 from t2v_core.fisher.recorder import LayerCall
+from t2v_core.fisher.winograd import TILE, winograd_norms
 
 __all__ = ["filter_norms", "position_norms"]
 
 _CACHED = 1 << 20
 """Numbers of weight gradients that are formed at once: 4 MiB in float32."""
+
+
+def _compiles(x: torch.Tensor) -> bool:
+    """Whether compiled loops take it."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _matrix_norms(d: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -73,7 +80,7 @@ def _depthwise_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     d = dy.permute(0, 2, 3, 1).contiguous()
     if d.shape[-1] != x.shape[-1]:  # a channel multiplier: filters of a channel lie side by side
         x = x.repeat_interleave(d.shape[-1] // x.shape[-1], dim=-1)
-    if d.device.type != "cpu" or d.dtype not in (torch.float32, torch.float64):
+    if not _compiles(d):
         return _formed_depthwise_norms(call, x, d)
     total = torch.zeros(d.shape[0], d.shape[-1], dtype=d.dtype)
     add_depthwise_norms(x.numpy(), d.numpy(), total.numpy(), call.kernel, call.stride, call.dilation)
@@ -174,7 +181,7 @@ def _unfolded(call: LayerCall, height: int, width: int) -> torch.Tensor:
 
 
 def _cheapest(call: LayerCall, o: int, height: int, width: int) -> str:
-    """direct, gram or pixel: the least estimated time of one image.
+    """direct, gram, pixel or winograd: the least estimated time of one image.
 
     The times are nanoseconds, fitted to 151 layers of six networks on one core with AVX-512, float32; only their ratios
     matter. They choose the fastest way, or one within 1% of it in sum. On a GPU the direct way is one batched product.
@@ -185,11 +192,15 @@ def _cheapest(call: LayerCall, o: int, height: int, width: int) -> str:
     pixels = (call.x.shape[2] + 2 * ph) * (call.x.shape[3] + 2 * pw)
     unfold = 2.5 * k * length * (kh * kw > 1)
     costs = {"gram": 7500 + groups * (length * length * (0.012 * k + 0.019 * o) + unfold)}
+    moved = 0.13 * (channels * call.x.shape[2] * call.x.shape[3] + o * length)
     if call.x.device.type == "cpu":
-        moved = 0.13 * (channels * call.x.shape[2] * call.x.shape[3] + o * length)
         costs["direct"] = (2_000 if kh * kw == 1 else 15_000) + groups * (0.015 * o * k * length + 0.25 * o * k + moved)
     else:
         costs["direct"] = 7500 + groups * (0.012 * o * k * length + unfold)
+    if call.stride == (1, 1) and groups == 1 and call.dilation == (1, 1) and (kh, kw) == (3, 3) and _compiles(call.x):
+        tiles = -(-height // TILE) * -(-width // TILE)
+        costs["winograd"] = 15_000 + moved + 36 * (0.018 * o * channels + 0.44 * (o + channels)) * tiles
+        costs["winograd"] += 36 * 0.1 * o * channels
     if call.stride == (1, 1) and groups == 1:
         costs["pixel"] = 9000 + pixels * pixels * (0.012 * channels + 0.019 * o + 0.19 * (kh + kw - 2) + 0.08)
     return min(costs, key=costs.__getitem__)
@@ -211,6 +222,8 @@ def filter_norms(call: LayerCall, dy: torch.Tensor) -> torch.Tensor:
     if call.groups == call.x.shape[1] and call.groups > 1:
         return _depthwise_norms(call, dy)
     way = _cheapest(call, o, height, width)
+    if way == "winograd":
+        return winograd_norms(call.x, dy, call.padding)
     if way == "pixel":
         gram = call.cached("pixel", lambda: _pixel_gram(call))
         rows = F.pad(dy, (0, gram.shape[1] // height - width)).reshape(n, o, -1)

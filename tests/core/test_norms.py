@@ -23,6 +23,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "strided": (6, 8, (3, 3), (2, 3), (1, 0), (1, 1), 1),
     "dilated": (6, 8, (3, 3), (1, 1), (2, 4), (2, 4), 1),
     "grouped": (6, 8, (3, 3), (1, 1), (1, 1), (1, 1), 2),
+    "one row short of a tile": (5, 3, (3, 3), (1, 1), (0, 0), (1, 1), 1),
     "1x1": (6, 8, (1, 1), (1, 1), (0, 0), (1, 1), 1),
     "1x1, padded": (6, 8, (1, 1), (1, 1), (1, 1), (1, 1), 1),
     "depthwise": (6, 12, (3, 3), (2, 1), (1, 1), (1, 1), 6),
@@ -50,12 +51,17 @@ def by_autograd(call: LayerCall, dy: torch.Tensor, weight: torch.Tensor) -> torc
     return torch.stack(out)
 
 
-PIXEL = ["3x3", "no padding", "wide", "dilated", "1x1", "1x1, padded"]  # stride 1, one group
+WINOGRAD = ["3x3", "one row short of a tile"]
+PIXEL = ["3x3", "no padding", "one row short of a tile", "wide", "dilated", "1x1", "1x1, padded"]  # stride 1, one group
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [*((n, w) for n in GEOMETRIES for w in ("direct", "gram", "batched")), *((n, "pixel") for n in PIXEL)],
+    [
+        *((n, w) for n in GEOMETRIES for w in ("direct", "gram", "batched")),
+        *((n, "pixel") for n in PIXEL),
+        *((n, "winograd") for n in WINOGRAD),
+    ],
 )
 def test_every_way(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, dy, weight = layer(name)
@@ -96,12 +102,29 @@ def test_what_the_input_alone_decides_is_made_once(name: str, way: str, monkeypa
     assert not call._made
 
 
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize("size", [(3, 3), (8, 8), (9, 14)])
+def test_winograd_in_float32_keeps_six_digits(padding: tuple[int, int], size: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, *size, generator=g, dtype=torch.float64)
+    weight = torch.randn(12, 16, 3, 3, generator=g, dtype=torch.float64)
+    dy = torch.randn(F.conv2d(x, weight, padding=padding).shape, generator=g, dtype=torch.float64)
+    wanted = by_autograd(LayerCall(x, (3, 3), padding=padding), dy, weight)
+    got = norms.winograd_norms(x.float(), dy.float(), padding)
+    assert got.double() == pytest.approx(wanted, rel=3e-6)
+    spread = x[:, :, :1] * torch.logspace(-3, 3, 16, dtype=torch.float64)[:, None, None] + x * 0  # channels far apart
+    wanted = by_autograd(LayerCall(spread, (3, 3), padding=padding), dy, weight)
+    got = norms.winograd_norms(spread.float(), dy.float(), padding)
+    assert got.double() == pytest.approx(wanted, rel=3e-6)
+
+
 def test_the_model_of_costs_knows_late_layers_from_early_ones() -> None:
     def way(channels: int, size: int) -> str:
         x = torch.empty(1, channels, size, size)
         return norms._cheapest(LayerCall(x, (3, 3), padding=(1, 1)), channels, size, size)
 
-    assert way(64, 56) == "direct"
+    assert way(64, 56) == "winograd"
+    assert norms._cheapest(LayerCall(torch.empty(1, 8, 56, 56), (7, 7)), 8, 50, 50) == "direct"
     assert way(512, 7) == "pixel"
 
 
