@@ -21,7 +21,7 @@ from probes import embed
 
 from flows._store import Store
 from t2v_core.config import EmbeddingSpec, MetaTaskRule, Model2VecSpec, SelectionSpec, load_config
-from t2v_core.distances import symmetric_matrix
+from t2v_core.distances import distance_matrix
 from t2v_core.metatasks import READINGS
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.bootstrap import mean_interval
@@ -61,11 +61,12 @@ def part_of(evidence: Evidence, table: EmbeddingTable) -> Evidence:
         evidence,
         tasks=tasks.assign(**own),
         class_lineages=tuple(evidence.class_lineages[i] for i in rows),
-        symmetric=symmetric_matrix(table.vectors),
+        symmetric=distance_matrix(table.vectors),
         domain=evidence.domain[np.ix_(rows, rows)],
         embeddings=table,
         errors=evidence.errors[rows],
         moments=None if evidence.moments is None else evidence.moments[rows],
+        scores={},
         probes={},
     )
 
@@ -74,11 +75,12 @@ def show(url: str) -> None:
     """Print what each embedding is like, and what each selector does with it."""
     store, profile = Store(url), load_profile("rehearsal")
     evidence = read_compact(HERE / "results" / "rehearsal", profile)
+    prints = {way: embed(CONFIG.probe, spec_of(way), url, way) for way in WAYS}
     rows = pa.concat_tables([store.read_table(k) for k in store.list("units/embeddings")])
     selection, base = SelectionSpec(n_bootstrap=2000), {}
     found: list[tuple[str, Evidence, pd.DataFrame]] = []
     for way in WAYS:
-        table = EmbeddingTable.of(rows, embed(CONFIG.probe, spec_of(way), url, way))
+        table = EmbeddingTable.of(rows, prints[way])
         part = part_of(evidence, table)
         rule = profile.meta_tasks[0].model_copy(update={"tasks": list(part.task_ids), "n_tasks": None})
         assert isinstance(rule, MetaTaskRule)

@@ -1,10 +1,11 @@
 """Fig. 4's runs in a small file: what `t2v transfer` made, and the frozen errors of every other start.
 
-    t2v transfer examples/demo.yaml
-    python benchmarks/transfer_runs.py runs/demo/store demo        writes benchmarks/results/transfer/runs.parquet
+    t2v transfer examples/rehearsal.yaml
+    python benchmarks/transfer_runs.py runs/rehearsal/store rehearsal   writes benchmarks/results/transfer/runs.parquet
 
 `t2v transfer` fine-tunes the selected and the generic start. The oracle at each size is the best of all frozen starts,
-which only takes heads: they are trained here on the features that the store has, on the same samples of images.
+which only takes heads: they are trained here on the features that the store has, on the same samples of images, as
+examples/NAME.yaml has it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flows._features import read_features
 from flows._pointers import read_pointer
 from flows._reproduction import transfer_runs
 from flows._store import Store
-from t2v_core.config import HeadSpec
+from t2v_core.config import load_config
 from t2v_core.finetune import even_sample
 from t2v_core.heads import balanced_error, fit_head, predict
 from t2v_core.library import TaskLibrary, resolve_task
@@ -31,6 +32,7 @@ KEPT = ["expert", "task_id", "size", "seed", "n_train", "balanced_error", "froze
 
 def _frozen(store: Store, name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """Rows of the starts that were not fine-tuned; their ``balanced_error`` is NaN."""
+    spec = load_config(Path(__file__).parents[1] / "examples" / f"{name}.yaml").evaluation
     library = TaskLibrary.from_table(store.read_table(read_pointer(store, name, "library")["manifest"]))
     prefixes = read_pointer(store, name, "sources")["sources"]
     of = {t.task_id: t for t in library.tasks}
@@ -46,12 +48,15 @@ def _frozen(store: Store, name: str, runs: pd.DataFrame) -> pd.DataFrame:
             resolved = resolve_task(task.spec, annotations(store.url, prefix))
             train, labels, groups = resolved.part(test=False)
             test, answers, _ = resolved.part(test=True)
-            features = [read_features(store.url, extractor, expert["digest"], prefix, r)[0] for r in (train, test)]
+            which = (store.url, extractor, expert["digest"], prefix)
+            features = [
+                read_features(*which, wanted_rows, precision=spec.precision)[0] for wanted_rows in (train, test)
+            ]
             for sample in samples.itertuples():
                 picked = even_sample(labels, sample.size, sample.seed)
                 n_classes = len(task.spec.classes)
                 head = fit_head(
-                    features[0][picked], labels[picked], HeadSpec(), groups=groups[picked], n_classes=n_classes
+                    features[0][picked], labels[picked], spec.head, groups=groups[picked], n_classes=n_classes
                 )
                 said = predict(features[1].astype(np.float64), head.weight, head.bias)
                 rows.append(
