@@ -53,47 +53,42 @@ def block(
     return values, [(i, replace(r, rows=np.searchsorted(used, r.rows))) for i, r in found]
 
 
-def features_anew(url: str, expert: dict, prefix: str, rows: np.ndarray, precision: str) -> tuple[np.ndarray, float]:
-    """As the pipeline makes them, and stored nowhere; and the seconds that the network took to load."""
-    began = time.perf_counter()
+def features_anew(url: str, expert: dict, prefix: str, rows: np.ndarray, precision: str) -> np.ndarray:
+    """As the pipeline makes them, and stored nowhere."""
     network = load_extractor(url, Extractor.model_validate(expert["extractor"]))
     network = network if precision == "float32" else network.to(torch.bfloat16)
-    loading = time.perf_counter() - began
     parts = [rows[i : i + 1024] for i in range(0, len(rows), 1024)]
-    made = [extract_features(network, load_images(url, prefix, network.transform, p)) for p in parts]
-    return np.concatenate(made), loading
+    return np.concatenate([extract_features(network, load_images(url, prefix, network.transform, p)) for p in parts])
 
 
 def bill(store: Store, shelf: list, sources: dict, by_source: dict, spec: EvaluationSpec, rng: np.random.Generator):  # type: ignore[no-untyped-def]
-    """(cells, loading, features, heads) in core-minutes: the full matrix, and 4,100 cells one by one."""
-    expert, spent = shelf[len(shelf) // 2], np.zeros(3)
-
-    def features_of(source: str, rows: np.ndarray, precision: str) -> np.ndarray:
-        began = time.perf_counter()
-        values, loading = features_anew(store.url, expert, sources[source], rows, precision)
-        spent[:2] += loading, time.perf_counter() - began - loading
-        return values
-
+    """(cells, features, heads) in core-minutes: the full matrix, and 4,100 cells one by one."""
+    expert, features, heads = shelf[len(shelf) // 2], 0.0, 0.0
     cells: list[tuple[str, TaskRows]] = []
     for source, own in by_source.items():
         table = annotations(store.url, sources[source])
         tasks = [(t.task_id, resolve_task(t.spec, table)) for t in own]
         used = np.unique(np.concatenate([r.rows for _, r in tasks]))
-        values = features_of(source, used, spec.precision)
+        began = time.perf_counter()
+        values = features_anew(store.url, expert, sources[source], used, spec.precision)
+        features += time.perf_counter() - began
         began = time.perf_counter()
         placed = [(i, replace(r, rows=np.searchsorted(used, r.rows))) for i, r in tasks]
         evaluate_block(expert["name"], values.astype(np.float16).astype(np.float32), placed, spec.head)
-        spent[2] += time.perf_counter() - began
+        heads += time.perf_counter() - began
         cells += [(source, r) for _, r in tasks]
-    full = len(shelf) * len(cells), *(len(shelf) / 60 * spent)
-    spent[:] = 0
+    full = len(shelf) * len(cells), len(shelf) * features / 60, len(shelf) * heads / 60
+    features = heads = 0.0
     for i in rng.choice(len(cells), 2 * SAMPLE, replace=False):
         source, task = cells[i]
-        values = features_of(source, task.rows, "float32")
+        began = time.perf_counter()
+        values = features_anew(store.url, expert, sources[source], task.rows, "float32")
+        features += time.perf_counter() - began
         began = time.perf_counter()
         reference_error(values, replace(task, rows=np.arange(len(task.rows))))
-        spent[2] += time.perf_counter() - began
-    return full, (PAPER_CELLS, *(PAPER_CELLS / (2 * SAMPLE) / 60 * spent))
+        heads += time.perf_counter() - began
+    times = PAPER_CELLS / (2 * SAMPLE) / 60
+    return full, (PAPER_CELLS, features * times, heads * times)
 
 
 def main(url: str, name: str) -> None:
@@ -126,9 +121,10 @@ def main(url: str, name: str) -> None:
         f"cells: {100 * d.mean():+.2f} points, 95% [{100 * (d.mean() - half):+.2f}, {100 * (d.mean() + half):+.2f}]\n",
         flush=True,
     )
-    print("| matrix, core-min | cells | loading | features | heads | in all |\n|---|---:|---:|---:|---:|---:|")
+    print("| matrix | cells | features, core-min | heads, core-min | in all |\n|---|---:|---:|---:|---:|")
     for what, found in zip(("full", "one by one"), bill(store, shelf, sources, by_source, spec, rng), strict=True):
-        print(f"| {what} | {found[0]:,} | " + " | ".join(f"{v:.1f}" for v in (*found[1:], sum(found[1:]))) + " |")
+        n, features, heads = found
+        print(f"| {what} | {n:,} | {features:.1f} | {heads:.1f} | {features + heads:.1f} |")
 
 
 if __name__ == "__main__":
