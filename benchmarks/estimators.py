@@ -1,7 +1,7 @@
 """Estimators at equal fidelity, and the variational fixed point against descent, on real images and weights; one core.
 
 Two tasks on digits, EfficientNet-Lite0 at 48 pixels: with their labels (a confident head), and with half of the labels
-shuffled (an uncertain one). Run with `make bench`, or `python benchmarks/estimators.py` (12 minutes; with `fidelity` the
+shuffled (an uncertain one). Run with `make bench`, or `python benchmarks/estimators.py` (12 minutes; `fidelity`: the
 first part alone, 6 minutes); docs/benchmarks.md has the figures.
 """
 
