@@ -214,7 +214,11 @@ class EmbeddingSpec(FrozenModel):
     )
     batch_size: int = Field(64, ge=1, description="Images in one forward pass; does not change the result.")
     seed: int = Field(0, description="Seed of the draws.")
-    head: HeadSpec = Field(HeadSpec(), description="Training of the head on the probe's features.")
+    head: HeadSpec = Field(
+        HeadSpec(l2=(1e-2,)),
+        description="Training of the head on the probe's features. Where `head` is not given its l2 is [0.01]: chosen "
+        "task by task, L2 sets the scale of the Fisher information by chance.",
+    )
     variational: VariationalSpec = Field(VariationalSpec(), description="The variational estimator's settings.")
     reference: ReferenceSpec = Field(ReferenceSpec(), description="The reference recipe's settings.")
 
