@@ -14,6 +14,7 @@ import torch
 
 from t2v_core.fisher.montecarlo import early_units
 from t2v_core.fisher.passes import sample_filter_norms
+from t2v_core.memory import keep_freed_memory
 from t2v_core.probes import build_network, load_probe
 
 B = 8
@@ -35,6 +36,7 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int = 5) -> dict
 def main() -> None:
     """Print a table."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do; both sides gain
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     c, w = torch.randn(8, 256, 56, 56).contiguous(memory_format=torch.channels_last), torch.randn(256, 256, 3, 3)
     best = interleaved({"product": lambda: a @ b, "convolution": lambda: torch.conv2d(c, w, padding=1)})
