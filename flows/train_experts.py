@@ -9,6 +9,7 @@ from flows._shelf import from_outside, generic, trained_here
 from flows._stage import Run, StageParams, StageResult, Unit, open_run, run_units, threads
 from flows._units import train_unit
 from flows.ingest import library_of
+from t2v_core.config import HeadSpec
 from t2v_core.experts import GENERIC, ExpertSpec, expert_rules, expert_specs
 from t2v_core.library import Task
 
@@ -21,7 +22,9 @@ def _unit(run: Run, spec: ExpertSpec, tasks: dict[str, Task], sources: dict[str,
         "key": folder,
         "expert": spec.model_dump(mode="json"),
         "extractor": run.generic.model_dump(),
-        "head": run.config.embedding.head.model_dump(mode="json"),
+        # Heads that are to predict choose their L2, whatever those of embeddings do. The same for all configs, since an
+        # expert's key does not hold it.
+        "head": HeadSpec().model_dump(mode="json"),
         "tasks": [(tasks[t].spec.model_dump(mode="json"), sources[tasks[t].spec.source]) for t in spec.tasks],
     }
     return Unit(spec.name, f"{folder}/expert.json", payload)
