@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -29,9 +30,12 @@ print(pages() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_kept_for_the_next_batch() -> None:
+    # Dask leaves its workers' settings in the environment of a process that has started a cluster.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     faults = {}
     for way in ("keep", "give back"):
-        found = subprocess.run([sys.executable, "-c", SCRIPT, way], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", SCRIPT, way]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
         faults[way] = int(found.stdout)
-    # 10 times 128 MiB: a page is 4 KiB, or 2 MiB where the system gives huge ones
-    assert faults["keep"] < 10 <= faults["give back"]
+    # 10 times 128 MiB: a page is 4 KiB, or 2 MiB where the system gives huge ones, and some are touched anyway
+    assert faults["keep"] < faults["give back"] / 5
