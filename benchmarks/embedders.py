@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ import pyarrow as pa
 from probes import embed
 
 from flows._store import Store
-from t2v_core.config import EmbeddingSpec, MetaTaskRule, Model2VecSpec, SelectionSpec, load_config
+from t2v_core.config import EmbeddingSpec, HeadSpec, MetaTaskRule, Model2VecSpec, SelectionSpec, load_config
 from t2v_core.distances import distance_matrix
 from t2v_core.metatasks import READINGS
 from t2v_core.records import EmbeddingTable
@@ -33,9 +34,9 @@ from t2v_core.reproduce.profile import load_profile
 
 HERE = Path(__file__).parent
 CONFIG = load_config(HERE.parent / "examples" / "rehearsal.yaml")
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "montecarlo": {},
-    "montecarlo, L2 fixed": {"head": CONFIG.embedding.head.model_copy(update={"l2": (1e-2,)})},
+    "montecarlo, L2 fixed": {"head": CONFIG.embedding.head},
     "montecarlo, beta 1e-7": {"beta": 1e-7},
     "variational, positions": {"estimator": "variational"},
     "variational, weights": {
@@ -47,8 +48,8 @@ JUDGED = ("TASK2VEC", "asymmetric TASK2VEC", "MODEL2VEC", "task neighbours")
 
 
 def spec_of(way: str) -> EmbeddingSpec:
-    """The rehearsal's settings, but for what the way changes."""
-    return CONFIG.embedding.model_copy(update=WAYS[way])
+    """The rehearsal's settings with heads that choose their L2, but for what the way changes."""
+    return CONFIG.embedding.model_copy(update={"head": HeadSpec(), **WAYS[way]})
 
 
 def part_of(evidence: Evidence, table: EmbeddingTable) -> Evidence:

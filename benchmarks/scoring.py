@@ -42,10 +42,7 @@ def main(url: str) -> None:
     shelf = read_pointer(store, "rehearsal", "experts")["experts"]
     library = TaskLibrary.from_table(store.read_table(read_pointer(store, "rehearsal", "library")["manifest"]))
     ids, names = [t.task_id for t in library.tasks], [e["name"] for e in shelf]
-    wanted: dict[str, set[str]] = {}
-    for rule in load_profile("rehearsal").meta_tasks:
-        for expert, tasks in wanted_cells([rule], names, ids).items():
-            wanted.setdefault(expert, set()).update(tasks)
+    wanted = wanted_cells(load_profile("rehearsal").meta_tasks, names, ids)
     blocks = []
     for source, own in library.by_source().items():
         table = annotations(url, sources[source])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from safetensors.numpy import load
 
-from flows._keys import ERROR_MATRIX
+from flows._keys import ERROR_MATRIX, TRANSFERABILITY
 from flows._store import Store
 from t2v_core.annotations import Annotations
 from t2v_core.config import FrozenModel
@@ -22,6 +23,7 @@ from t2v_core.extractors import FeatureExtractor, check_extractor, extractor_of_
 from t2v_core.images import ImageTransform, decode_image
 from t2v_core.packing import ROWS_IN_GROUP
 from t2v_core.probes import Probe, load_probe
+from t2v_core.transferability.block import scores_matrix
 
 __all__ = [
     "Extractor",
@@ -32,6 +34,7 @@ __all__ = [
     "load_network",
     "load_outside",
     "read_cells",
+    "read_scores",
     "source_record",
     "weights_of",
 ]
@@ -179,3 +182,14 @@ def read_cells(store: Store, blocks: list[str]) -> pa.Table:
     """All cells of some blocks of the error matrix, failed ones too."""
     cells = store.read_table(ERROR_MATRIX)
     return cells.filter(pc.is_in(cells["unit"], pa.array(blocks)))
+
+
+def read_scores(
+    store: Store, blocks: Sequence[str], task_ids: Sequence[str], experts: Sequence[str]
+) -> Mapping[str, np.ndarray]:
+    """Method to the scores ``[T, E]`` of some blocks, lower is better (`scores_matrix`); none where there are no
+    blocks."""
+    if not blocks:
+        return {}
+    rows = store.read_table(TRANSFERABILITY)
+    return scores_matrix(rows.filter(pc.is_in(rows["unit"], pa.array(blocks))), task_ids, experts)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from flows._choices import chosen_experts
-from flows._data import read_cells
-from flows._keys import EMBEDDINGS, TRANSFER, TRANSFERABILITY
+from flows._data import read_cells, read_scores
+from flows._keys import EMBEDDINGS, TRANSFER
 from flows._moments import read_moments
 from flows._pointers import find_pointer, read_pointer
 from flows._store import Store
@@ -21,7 +17,6 @@ from t2v_core.matrix import ErrorMatrix
 from t2v_core.records import EmbeddingTable
 from t2v_core.reproduce.evidence import Evidence
 from t2v_core.reproduce.profile import Profile
-from t2v_core.transferability.block import scores_matrix
 
 __all__ = ["read_evidence", "transfer_runs"]
 
@@ -44,14 +39,6 @@ def transfer_runs(store: Store, name: str) -> pd.DataFrame | None:
         selected=[picked.get(task) == expert for task, expert in pairs],
         own=[task in trained_on.get(expert, ()) for task, expert in pairs],
     )
-
-
-def _scores(store: Store, name: str, task_ids: Sequence[str], experts: Sequence[str]) -> Mapping[str, np.ndarray]:
-    pointer = find_pointer(store, name, "scores")
-    if pointer is None:
-        return {}
-    rows = store.read_table(TRANSFERABILITY)
-    return scores_matrix(rows.filter(pc.is_in(rows["unit"], pa.array(pointer["blocks"]))), task_ids, experts)
 
 
 def read_evidence(store: Store, name: str, profile: Profile) -> tuple[Evidence, str]:
@@ -94,7 +81,9 @@ def read_evidence(store: Store, name: str, profile: Profile) -> tuple[Evidence, 
         trained_on=trained_on,
         errors=matrix.errors,
         transfer=transfer_runs(store, name),
-        scores=_scores(store, name, table.task_ids, tuple(trained_on)),
+        scores=read_scores(
+            store, (find_pointer(store, name, "scores") or {}).get("blocks", ()), table.task_ids, tuple(trained_on)
+        ),
         moments=read_moments(store, (find_pointer(store, name, "moments") or {}).get("units", ()), prints),
     )
     return evidence, str(table.frame["probe"].iloc[0]).split(":")[0]

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load
 
-from flows._data import read_cells
-from flows._keys import EMBEDDINGS, ERROR_MATRIX, TRANSFERABILITY, selection_prefix
+from flows._data import read_cells, read_scores
+from flows._keys import EMBEDDINGS, ERROR_MATRIX, selection_prefix
 from flows._stage import Run
 from flows.ingest import library_of
 from t2v_core.distances import symmetric_matrix
@@ -26,7 +26,6 @@ from t2v_core.prediction import ErrorModel, fit_error_model
 from t2v_core.records import EmbeddingTable
 from t2v_core.selector import Selector
 from t2v_core.selectors.rates import QueryRates
-from t2v_core.transferability.block import scores_matrix
 
 __all__ = ["Results", "build_selector"]
 
@@ -69,11 +68,7 @@ class Results:
     @cached_property
     def scores(self) -> Mapping[str, np.ndarray]:
         """Method to its scores ``[T, E]``, lower is better; rows and columns are the error matrix's."""
-        if not self.score_blocks:
-            return {}
-        rows = self.run.store.read_table(TRANSFERABILITY)
-        rows = rows.filter(pc.is_in(rows["unit"], pa.array(self.score_blocks)))
-        return scores_matrix(rows, self.table.task_ids, tuple(self.trained_on))
+        return read_scores(self.run.store, self.score_blocks, self.table.task_ids, tuple(self.trained_on))
 
     def for_queries(self) -> dict[str, Any]:
         """What `t2v select` needs beside the selector: where its experts, its tasks and their errors are."""
