@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-__all__ = ["compiled"]
+import numpy as np
+import torch
+
+__all__ = ["compiled", "on_threads"]
 
 
 @cache
@@ -24,3 +28,14 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
     except RuntimeError:  # neither the package's folder nor the user's can be written
         made = numba.njit(**options)(loop)
     return made
+
+
+def on_threads(n: int, run: Callable[[slice], None]) -> None:
+    """``run`` rows 0 to n in as many parts as torch has threads, side by side; it should release the GIL."""
+    threads = max(1, min(torch.get_num_threads(), n))
+    if threads == 1:
+        run(slice(0, n))
+        return
+    bounds = np.linspace(0, n, threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, map(slice, bounds[:-1], bounds[1:])))

@@ -13,14 +13,12 @@ right singular vectors of a sample of them. A bias ``delta_i = Z b_i`` in that s
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from t2v_core.compiled import compiled
+from t2v_core.compiled import compiled, on_threads
 from t2v_core.distances import symmetric_matrix
 
 __all__ = ["Tangent", "distance_gradients", "first_order_distances", "tangent"]
@@ -64,15 +62,7 @@ def distance_gradients(m: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     kind = np.float32 if m.dtype == tasks.dtype == np.float32 else np.float64
     m, tasks = np.ascontiguousarray(m, kind), np.ascontiguousarray(tasks, kind)
     out, rows = np.empty(tasks.shape, np.float32), compiled(_rows)
-    threads = max(1, torch.get_num_threads())
-    bounds = np.linspace(0, len(tasks), threads + 1).astype(int)
-
-    def part(k: int) -> None:
-        to = slice(bounds[k], bounds[k + 1])
-        rows(m, tasks[to], out[to])
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, range(threads)))
+    on_threads(len(tasks), lambda to: rows(m, tasks[to], out[to]))
     return out
 
 

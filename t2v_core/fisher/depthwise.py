@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 
-from t2v_core.compiled import compiled
+from t2v_core.compiled import compiled, on_threads
 
 __all__ = ["add_depthwise_norms"]
 
@@ -46,15 +44,5 @@ def add_depthwise_norms(
         stride: of the windows.
         dilation: of the kernel.
     """
-    add, threads = compiled(_add), max(1, min(torch.get_num_threads(), len(d)))
-    if threads == 1:
-        add(x, d, total, *kernel, *stride, *dilation)
-        return
-    bounds = np.linspace(0, len(d), threads + 1).astype(int)
-
-    def part(k: int) -> None:
-        its = slice(bounds[k], bounds[k + 1])
-        add(x[its], d[its], total[its], *kernel, *stride, *dilation)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, range(threads)))
+    add = compiled(_add)
+    on_threads(len(d), lambda its: add(x[its], d[its], total[its], *kernel, *stride, *dilation))

@@ -37,5 +37,5 @@ def test_freed_memory_is_kept_for_the_next_batch() -> None:
         command = [sys.executable, "-c", SCRIPT, way]
         found = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
         faults[way] = int(found.stdout)
-    # 10 times 128 MiB: a page is 4 KiB, or 2 MiB where the system gives huge ones, and some are touched anyway
-    assert faults["keep"] < faults["give back"] / 5
+    # 10 times 128 MiB: a page is 4 KiB, or 2 MiB where the system gives huge ones
+    assert faults["keep"] < 10 <= faults["give back"]
