@@ -269,6 +269,7 @@ def fit_unit(store_url: str, payload: dict[str, Any]) -> dict[str, Any]:
             table.trivial.astype(np.float64),
             spec,
             candidates=np.isfinite(matrix.errors[keep]),
+            groups=concept_groups(matrix.task_ids)[keep],
         )
         out = {"vectors": model.vectors, "base": base, "scalars": np.array([model.gamma, model.alpha, model.l2])}
         if model.offsets is not None:

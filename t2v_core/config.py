@@ -424,9 +424,10 @@ class Model2VecSpec(FrozenModel):
         "known, or all (an expert prior).",
     )
     l2: tuple[float, ...] = Field(
-        (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        (3e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-3, 1e-1),
         min_length=1,
-        description="Penalties on the model bias to choose from by cross-validation.",
+        description="Penalties to choose from by cross-validation, on the mean square of gamma x log-bias: on what "
+        "the bias does to the logits.",
     )
     rule: Literal["lowest", "one_se"] = Field(
         "lowest",
@@ -439,12 +440,7 @@ class Model2VecSpec(FrozenModel):
         description="Up to so many tasks every fit is exact, and tasks are left out one by one; above, the bias lies "
         "in a basis of `rank` directions, and tasks are left out in folds. See docs/selection.md.",
     )
-    rank: int = Field(128, ge=1, description="Directions of the bias where there are more tasks than `exact_tasks`.")
-    l2_many: tuple[float, ...] = Field(
-        (3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        min_length=1,
-        description="Penalties to choose from where there are more tasks than `exact_tasks`: many tasks want less.",
-    )
+    rank: int = Field(512, ge=1, description="Directions of the bias where there are more tasks than `exact_tasks`.")
     left_out_folds: int = Field(5, ge=2, description="Folds in which tasks are left out where they are many.")
     seed: int = Field(0, description="Seed of the folds.")
 

@@ -4,15 +4,15 @@ An expert is ``m_i = F_i + b_i``: the embedding of the task it was trained on pl
 softmax over experts of ``-gamma d_asym(m_i -> t)`` predicts the best expert for task t.
 
 The bias is written ``m_i = F_i exp(delta_i)``, ``b_i = F_i (exp(delta_i) - 1)``: it keeps m_i positive, whatever the
-scale of a filter, and the penalty ``l2/2 mean(delta_i^2)`` says the same for all filters. Where no task is known
-(the generic expert), F_i = 0 and the bias is all there is: it starts from the mean of the other experts, and a level
-of its own is added to its distances, for a mean is nearer to most tasks than any single task is.
+scale of a filter, and the penalty ``l2/2 mean((gamma delta_i)^2)`` says the same for all filters. Where no task is
+known (the generic expert), F_i = 0 and the bias is all there is: it starts from the mean of the other experts, and a
+level of its own is added to its distances, for a mean is nearer to most tasks than any single task is.
 
 With P filters and few tasks the problem is solved in its dual. To first order in delta,
 ``d(m_i -> t) = d(F_i -> t) + J_ti . delta_i``, and with the penalty the best delta_i lies in the span of the J_ti of
 the training tasks: ``delta_i = sum_t a_ti J_ti``. What is left is convex in T unknowns an expert, with the Gram
 matrices ``K_i = J_i J_i'`` computed once; leaving a task out costs a small solve. Predictions use the exact distance
-to m_i.
+to m_i, and so does the choice of the penalty.
 
 The dual has T unknowns an expert and T x T numbers of each, too many for hundreds of tasks. There the bias is held in a
 basis of R directions that all experts share (`t2v_core.tangent`), the primal problem in R unknowns an expert is solved,
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -177,8 +178,8 @@ class _Part:
         factor = v * np.sqrt(s * p)[:, None, :]
         return cls(linear.distances[rows], target[rows], candidates[rows], linear.free, s, v, factor, p)
 
-    def solve(self, l2: float, start: np.ndarray | None = None) -> SoftChoice:
-        """CE + l2/2 |beta|^2, where |beta_i|^2 = mean_p |delta_i|^2. Weak penalties need some hundred steps."""
+    def solve(self, l2: float, start: SoftChoice | None = None) -> SoftChoice:
+        """CE + l2/2 |gamma beta|^2, where |beta_i|^2 = mean_p |delta_i|^2."""
         return solve_soft_choice(
             self.distances, self.factor, self.target, self.candidates, l2, free=self.free, start=start
         )
@@ -189,51 +190,51 @@ class _Part:
         return np.asarray(out * np.sqrt(self.n_filters))
 
 
-def _choose_l2(
-    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, spec: Model2VecSpec
-) -> float:
-    """The penalty that an inner cross-validation over the training tasks chooses.
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """What distances are between."""
 
-    From the strongest down, until one is worse than the best by more than a standard error: the weaker ones cost most,
-    and fit worse still.
-    """
-    folds = np.random.default_rng(spec.seed).permutation(len(rows)) % min(spec.folds, len(rows))
-    outside = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-    inside = [np.flatnonzero(folds != fold) for fold in np.unique(folds)]
-    parts = [_Part.of(linear, rows[i], target, candidates) for i in inside]
-    starts: list[np.ndarray | None] = [None] * len(parts)
-    losses, best = np.full((len(spec.l2), len(rows)), np.nan), None
-    for k in np.argsort(spec.l2)[::-1]:
-        for f, part in enumerate(parts):
-            found = part.solve(spec.l2[k], starts[f])
-            starts[f], held = found.unknowns, rows[outside[f]]
-            grams = linear.grams[:, held[:, None], rows[inside[f]]]
-            moved = np.matmul(grams, part.coefficients(found.beta)[:, :, None])[:, :, 0].T
-            logits = -found.gamma * (linear.distances[held] + moved + found.offsets)
-            losses[k, outside[f]] = cross_entropy(logits, target[held], candidates[held])
-        if best is None or losses[k].mean() < losses[best].mean():
-            best = k
-        worse = losses[k] - losses[best]
-        if worse.mean() > worse.std() / np.sqrt(len(rows)):
-            break
-    return choose_penalty(spec.l2, losses, spec.rule)
+    tasks: np.ndarray
+    trivial: np.ndarray
+    alpha: float
 
 
-def _fit_rows(
+def _losses(
     linear: _Linearised,
     rows: np.ndarray,
+    held: np.ndarray,
     target: np.ndarray,
     candidates: np.ndarray,
-    trivial: np.ndarray,
+    space: _Space,
     spec: Model2VecSpec,
+) -> np.ndarray:
+    """Cross entropy ``[L, held]`` of each penalty by the model of some rows, each fit from the next stronger one.
+
+    By the exact distances, which predictions are made of: a bias that is too long for the linearised ones shows here.
+    """
+    part, last = _Part.of(linear, rows, target, candidates), None
+    out = np.empty((len(spec.l2), len(held)))
+    for k in np.argsort(spec.l2)[::-1]:
+        last = part.solve(spec.l2[k], last)
+        model = _model(linear, rows, part, last, space, spec.l2[k])
+        out[k] = cross_entropy(-last.gamma * model.distances(space.tasks[held]), target[held], candidates[held])
+    return out
+
+
+def _model(
+    linear: _Linearised, rows: np.ndarray, part: _Part, found: SoftChoice, space: _Space, l2: float
 ) -> Model2Vec:
-    l2 = _choose_l2(linear, rows, target, candidates, spec) if len(spec.l2) > 1 else float(spec.l2[0])
-    part = _Part.of(linear, rows, target, candidates)
-    found = part.solve(l2)
     a = part.coefficients(found.beta)
     delta = np.stack([a[i] @ linear.jacobians[i, rows] for i in range(len(linear.base))])
     vectors = linear.base * np.exp(np.clip(delta, -5, 5))
-    return Model2Vec(vectors, found.gamma, spec.alpha, trivial, l2, offsets=found.offsets)
+    return Model2Vec(vectors, found.gamma, space.alpha, space.trivial, l2, offsets=found.offsets)
+
+
+def _fit_rows(
+    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, space: _Space, l2: float
+) -> Model2Vec:
+    part = _Part.of(linear, rows, target, candidates)
+    return _model(linear, rows, part, part.solve(l2), space, l2)
 
 
 def _prepare(
@@ -263,6 +264,7 @@ def fit_model2vec(
     spec: Model2VecSpec | None = None,
     *,
     candidates: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> Model2Vec:
     """Fit the model biases on all tasks.
 
@@ -273,6 +275,7 @@ def fit_model2vec(
         trivial: ``[P]``, t0.
         spec: settings.
         candidates: ``[T, E]`` bool, experts to choose among (a task's own expert left out, say); default all.
+        groups: ``[T]``; where the penalty is chosen, a group is held out as a whole. Default: each task is its own.
 
     Raises:
         DataError: shapes do not fit, or a task has no candidate.
@@ -280,11 +283,19 @@ def fit_model2vec(
     spec = spec or Model2VecSpec()
     filled, allowed, free = _prepare(tasks, errors, base, candidates, spec)
     target = target_distribution(errors, allowed, spec)
+    group = np.arange(len(tasks)) if groups is None else np.asarray(groups)
     if len(tasks) > spec.exact_tasks:
-        vectors, found, l2 = fit_many(tasks, filled, trivial, target, allowed, free, spec)
+        vectors, found, l2 = fit_many(tasks, filled, trivial, target, allowed, free, group, spec)
         return Model2Vec(vectors, found.gamma, spec.alpha, trivial, l2, offsets=found.offsets, base=filled)
-    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
-    return _fit_rows(linear, np.arange(len(tasks)), target, allowed, trivial, spec)
+    linear, space = _linearise(tasks, filled, trivial, spec.alpha, free), _Space(tasks, trivial, spec.alpha)
+    folds, l2 = folds_of_groups(group, spec.folds, spec.seed), max(spec.l2)
+    if len(spec.l2) > 1 and folds.any():
+        losses = np.empty((len(spec.l2), len(tasks)))
+        for fold in np.unique(folds):
+            held = np.flatnonzero(folds == fold)
+            losses[:, held] = _losses(linear, np.flatnonzero(folds != fold), held, target, allowed, space, spec)
+        l2 = choose_penalty(spec.l2, losses, spec.rule)
+    return _fit_rows(linear, np.arange(len(tasks)), target, allowed, space, l2)
 
 
 def leave_one_task_out(
@@ -320,7 +331,7 @@ def leave_one_task_out(
         raise DataError(f"got {len(tasks)} tasks; leaving one out needs at least three")
     group = np.arange(len(tasks)) if groups is None else np.asarray(groups)
     filled, allowed, free = _prepare(tasks, errors, base, candidates, spec)
-    teaches = allowed.any(1)
+    teaches = np.asarray(allowed.any(1))
     if len(np.unique(group[teaches])) < 2:
         raise DataError("all tasks with a known error are of one group; leaving it out leaves nothing to learn from")
     target = np.zeros(errors.shape)
@@ -328,9 +339,42 @@ def leave_one_task_out(
     if len(tasks) > spec.exact_tasks:
         folds = folds_of_groups(group, spec.left_out_folds, spec.seed)
         return fit_folds(tasks, filled, trivial, target, allowed, free, folds, spec)
-    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
+    linear, space = _linearise(tasks, filled, trivial, spec.alpha, free), _Space(tasks, trivial, spec.alpha)
+    folds = folds_of_groups(group, 2 * spec.folds, spec.seed)
+    penalties = _penalties_of_folds(linear, folds, teaches, target, allowed, space, spec)
     out = np.empty(errors.shape)
     for g in np.unique(group):
-        rows = np.flatnonzero((group != g) & teaches)
-        out[group == g] = _fit_rows(linear, rows, target, allowed, trivial, spec).distances(tasks[group == g])
+        out_of_it, (fold, *_) = np.flatnonzero((group != g) & teaches), folds[group == g]
+        model = _fit_rows(linear, out_of_it, target, allowed, space, penalties[fold])
+        out[group == g] = model.distances(tasks[group == g])
+    return out
+
+
+def _penalties_of_folds(
+    linear: _Linearised,
+    folds: np.ndarray,
+    teaches: np.ndarray,
+    target: np.ndarray,
+    candidates: np.ndarray,
+    space: _Space,
+    spec: Model2VecSpec,
+) -> dict[int, float]:
+    """The penalty for the tasks of each fold, by models and tasks of the other folds alone.
+
+    A model without two folds judges each of them for the other.
+    """
+    names = np.unique(folds).tolist()
+    losses = np.full((len(names), len(spec.l2), len(folds)), np.nan)
+    for a, b in combinations(names, 2) if len(spec.l2) > 1 else ():
+        rows = np.flatnonzero((folds != a) & (folds != b) & teaches)
+        held = np.flatnonzero(((folds == a) | (folds == b)) & teaches)
+        if len(rows) and len(held):
+            made = _losses(linear, rows, held, target, candidates, space, spec)
+            for one, other in ((a, b), (b, a)):
+                at = folds[held] == other
+                losses[one][:, held[at]] = made[:, at]
+    out = {}
+    for fold in names:
+        known = np.isfinite(losses[fold]).all(0)
+        out[fold] = choose_penalty(spec.l2, losses[fold][:, known], spec.rule) if known.any() else max(spec.l2)
     return out

@@ -14,7 +14,7 @@ from t2v_core.model2vec import Model2Vec, _linearise, fit_model2vec, leave_one_t
 from t2v_core.soft_choice import SoftChoice, choose_penalty, solve_soft_choice
 from t2v_core.tangent import distance_gradients, first_order_distances, tangent
 
-LARGE = Model2VecSpec(l2=(1e-2,), l2_many=(1e-2,), exact_tasks=0, rank=1000)
+LARGE = Model2VecSpec(l2=(1e-2,), exact_tasks=0, rank=1000)
 
 
 def problem(t: int = 12, e: int = 4, p: int = 30, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -97,7 +97,8 @@ def test_a_whole_basis_gives_the_exact_solution(labels: str) -> None:
     exact = fit_model2vec(tasks, errors, base, t0, spec.model_copy(update={"exact_tasks": 100}))
     large = fit_model2vec(tasks, errors, base, t0, spec)
     assert np.abs(np.log(exact.vectors / base)).max() > 0.1
-    assert np.log(large.vectors / base) == pytest.approx(np.log(exact.vectors / base), abs=5e-3)
+    # The exact solution's bias is cut at 5.
+    assert np.clip(np.log(large.vectors / base), -5, 5) == pytest.approx(np.log(exact.vectors / base), abs=5e-3)
     assert large.gamma == pytest.approx(exact.gamma, rel=2e-2)
 
 
@@ -112,8 +113,11 @@ def test_first_order_distances_are_the_models() -> None:
     )
     line = tangent(tasks, base, t0, LARGE.alpha, rank=1000)
     beta = np.log(model.vectors / base) @ line.basis / np.sqrt(30)
-    found = SoftChoice(beta, model.gamma, np.array([0.0, 0.5, 0.0, 0.0]), np.empty(0))
-    got = many_tasks._Problem(line, errors, errors > 0, errors[0] > 0).distances(np.arange(12), found)
+    turned = many_tasks._Problem.of(line, errors, errors > 0, errors[0] > 0)
+    beta = np.einsum("er,ers->es", beta, turned.vectors)
+    found = SoftChoice(beta, model.gamma, np.array([0.0, 0.5, 0.0, 0.0]))
+    assert turned.vectors_of(found) == pytest.approx(model.vectors, rel=1e-3)
+    got = turned.distances(np.arange(12), found)
     wanted[:, 1] += 0.5
     assert got == pytest.approx(wanted, abs=1e-4)
 
@@ -135,7 +139,7 @@ def test_folds_of_one_task_are_leaving_one_task_out() -> None:
 def test_a_row_does_not_read_the_errors_of_its_group(exact_tasks: int) -> None:
     tasks, errors, base, t0 = problem()
     groups = np.arange(12) // 2
-    spec = Model2VecSpec(l2=(1e-2, 1e-1), l2_many=(1e-2, 1e-1), folds=2, exact_tasks=exact_tasks, left_out_folds=3)
+    spec = Model2VecSpec(l2=(1e-4, 1e-3), folds=2, exact_tasks=exact_tasks, left_out_folds=3)
     before = leave_one_task_out(tasks, errors, base, t0, spec, groups=groups)
     changed = errors.copy()
     changed[4:6] = errors[4:6, ::-1]
@@ -147,7 +151,7 @@ def test_a_row_does_not_read_the_errors_of_its_group(exact_tasks: int) -> None:
 @pytest.mark.parametrize("exact_tasks", [0, 100])
 def test_a_new_task_is_a_row_without_errors(exact_tasks: int) -> None:
     tasks, errors, base, t0 = problem()
-    spec = Model2VecSpec(l2=(1e-2,), l2_many=(1e-2,), exact_tasks=exact_tasks, left_out_folds=12)
+    spec = Model2VecSpec(l2=(1e-4,), exact_tasks=exact_tasks, left_out_folds=12)
     errors[3] = np.nan
     got = leave_one_task_out(tasks, errors, base, t0, spec)
     rest = np.delete(np.arange(12), 3)
@@ -157,7 +161,7 @@ def test_a_new_task_is_a_row_without_errors(exact_tasks: int) -> None:
 
 def test_without_known_tasks_all_experts_start_from_the_mean_task() -> None:
     tasks, errors, base, t0 = problem()
-    spec = Model2VecSpec(known=False, l2=(1e9,), l2_many=(1e9,))
+    spec = Model2VecSpec(known=False, l2=(1e9,))
     for exact_tasks in (0, 100):
         model = fit_model2vec(tasks, errors, base * np.nan, t0, spec.model_copy(update={"exact_tasks": exact_tasks}))
         assert model.vectors == pytest.approx(np.tile(tasks.mean(0), (4, 1)), rel=1e-4)
