@@ -5,6 +5,7 @@
     python benchmarks/selection.py made            judge only what was scored
     python benchmarks/selection.py show            print the tables from there
     python benchmarks/selection.py show rehearsal  print those of the rehearsal's own run, by all filters
+    python benchmarks/selection.py draws 0 9       few tasks: MODEL2VEC on ten draws of each small meta-task
     python benchmarks/selection.py scale [STORE]   time MODEL2VEC at 1,460 tasks x 157 experts x 21,008 filters
 
 Scores are kept in runs/selection, so that the same command goes on where it was stopped. Embeddings are 1,024 of 21,008
@@ -144,6 +145,35 @@ def score(names: list[str], meta_tasks: list[str]) -> None:
             scores(problem, same[np.ix_(meta.rows, meta.columns)], meta.name, names)
 
 
+FEW = ["static", "asymmetric TASK2VEC", "MODEL2VEC", "MODEL2VEC, expert prior"]
+
+
+def draws(first: int, last: int) -> None:
+    """Mean errors on draws of the small meta-tasks; in points, paired differences to d_asym, +- 1.96 standard errors."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    whole, same, _, experts, tasks = load()
+    rows = []
+    for seed in range(first, last + 1):
+        rules = [rule.model_copy(update={"seed": seed}) for rule in RULES]
+        for meta in make_meta_tasks(rules, experts, tasks)[1:]:
+            problem, own = whole.part(meta.rows, meta.columns), same[np.ix_(meta.rows, meta.columns)]
+            made, known = scores(problem, own, f"{meta.name} {seed}", FEW), np.isfinite(problem.errors)
+            for reading in READINGS:
+                candidates = candidates_of(reading, known, problem.own, own)
+                judged = candidates.sum(1) >= 2
+                for name in FEW:
+                    picked = choose(made[reading][name], candidates)[judged]
+                    error = problem.errors[judged, picked].mean()
+                    rows.append({"meta": meta.name, "reading": reading, "seed": seed, "name": name, "error": error})
+    table = pd.DataFrame(rows).pivot(index=["meta", "reading", "seed"], columns="name", values="error")
+    for (meta, reading), part in table.groupby(level=["meta", "reading"], sort=False):
+        cells = []
+        for name in FEW:
+            off = 100 * (part[name] - part["asymmetric TASK2VEC"])
+            cells.append(f"{part[name].mean():.4f} ({off.mean():+.1f} +- {1.96 * off.std() / np.sqrt(len(off)):.1f})")
+        print(f"| {meta}, {reading} | " + " | ".join(cells) + " |")
+
+
 def far_neighbours(problem: Problem, sources: np.ndarray) -> np.ndarray:
     """Task neighbours that read no task of the same source: none that shares its images."""
     out = np.full(problem.errors.shape, np.nan)
@@ -265,6 +295,8 @@ if __name__ == "__main__":
     command, rest = (sys.argv[1:2] or ["judge"])[0], sys.argv[2:]
     if command == "score":
         score(rest[0].split("|"), rest[1].split("|"))
+    elif command == "draws":
+        draws(*map(int, rest))
     elif command == "scale":
         scale(rest[0] if rest else None)
     elif command == "show":

@@ -28,7 +28,6 @@ class _Problem:
     """All tasks, linearised; each expert's slopes in the eigenvectors of their Gram matrix."""
 
     line: Tangent
-    slopes: np.ndarray  # [E, T, R]
     vectors: np.ndarray  # [E, R, R]
     target: np.ndarray
     candidates: np.ndarray
@@ -36,17 +35,17 @@ class _Problem:
 
     @classmethod
     def of(cls, line: Tangent, target: np.ndarray, candidates: np.ndarray, free: np.ndarray) -> _Problem:
-        """Turn the slopes."""
+        """Turns the slopes in place: there may be a gigabyte of them."""
         e, _, r = line.slopes.shape
-        slopes, vectors = np.empty_like(line.slopes), np.empty((e, r, r), np.float32)
+        vectors = np.empty((e, r, r), np.float32)
 
         def turn(experts: slice) -> None:
-            for x, turned, v in zip(line.slopes[experts], slopes[experts], vectors[experts], strict=True):
+            for x, v in zip(line.slopes[experts], vectors[experts], strict=True):
                 v[:] = np.linalg.eigh((x.T @ x).astype(np.float64))[1]
-                np.matmul(x, v, out=turned)
+                x[:] = x @ v
 
         on_threads(e, turn)
-        return cls(line, slopes, vectors, target, candidates, free)
+        return cls(line, vectors, target, candidates, free)
 
     @property
     def scale(self) -> float:
@@ -55,7 +54,7 @@ class _Problem:
 
     def solve(self, rows: np.ndarray, penalties: Sequence[float], start: SoftChoice | None = None) -> list[SoftChoice]:
         """By some rows: each penalty from the solution of the one before, the first from ``start``."""
-        slopes, out = np.ascontiguousarray(self.slopes[:, rows]), []
+        slopes, out = np.ascontiguousarray(self.line.slopes[:, rows]), []
         parts = self.line.distances[rows], slopes, self.target[rows], self.candidates[rows]
         for l2 in penalties:
             # Products are in float32, whose rounding a tighter tolerance would chase.
@@ -66,7 +65,7 @@ class _Problem:
     def distances(self, rows: np.ndarray, found: SoftChoice) -> np.ndarray:
         """To first order, ``[n, E]``."""
         b = (found.beta * self.scale).astype(np.float32)
-        moved = np.matmul(self.slopes[:, rows], b[:, :, None])[:, :, 0].T
+        moved = np.matmul(self.line.slopes[:, rows], b[:, :, None])[:, :, 0].T
         return np.asarray(self.line.distances[rows] + moved + found.offsets)
 
     def vectors_of(self, found: SoftChoice) -> np.ndarray:

@@ -180,6 +180,14 @@ def test_penalty_is_chosen_by_what_generalises() -> None:
     assert fit_model2vec(*planted_problem(), Model2VecSpec()).l2 <= 1e-3
 
 
+def test_twins_do_not_vouch_for_a_penalty() -> None:
+    """Random errors that twins share look like something to learn, unless twins are held out together."""
+    tasks, errors, base, t0 = random_problem(t=16)
+    both, twice = np.concatenate([tasks, tasks * 1.001]), np.concatenate([errors, errors])
+    assert fit_model2vec(both, twice, base, t0).l2 < 0.1
+    assert fit_model2vec(both, twice, base, t0, groups=np.arange(32) % 16).l2 == 0.1
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_no_leak_from_the_task_that_is_left_out(labels: str) -> None:
     """Row t is a function of the other tasks' errors, and of task t's embedding."""

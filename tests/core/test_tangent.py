@@ -90,6 +90,26 @@ def test_gradient_of_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     assert off < 0.02 * np.linalg.norm(gradient)
 
 
+def test_the_solution_is_one_wherever_the_solver_begins() -> None:
+    """The problem is convex in gamma and gamma beta."""
+    tasks, errors, base, t0 = problem()
+    line, everything = tangent(tasks, base, t0, 0.15, rank=6), np.ones(errors.shape, bool)
+    target, free = target_distribution(errors, everything, LARGE), np.array([True, False, False, True])
+    slopes, rng, found = line.slopes.astype(np.float64), np.random.default_rng(5), []
+    for gamma in (0.1, 10.0, 300.0):
+        start = SoftChoice(rng.normal(size=(4, 6)), gamma, rng.normal(size=4) * free)
+        found.append(
+            solve_soft_choice(
+                line.distances, slopes, target, everything, 1e-3, free=free, scale=5.0, start=start, tolerance=0.0
+            )
+        )
+    for other in found[1:]:
+        assert other.gamma == pytest.approx(found[0].gamma, rel=1e-3)
+        assert other.beta == pytest.approx(found[0].beta, abs=1e-3)
+        assert other.offsets == pytest.approx(found[0].offsets, abs=1e-3)
+    assert np.abs(found[0].beta).max() > 0.05
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_a_whole_basis_gives_the_exact_solution(labels: str) -> None:
     tasks, errors, base, t0 = problem()
