@@ -149,7 +149,7 @@ FEW = ["static", "asymmetric TASK2VEC", "MODEL2VEC", "MODEL2VEC, expert prior"]
 
 
 def draws(first: int, last: int) -> None:
-    """Mean errors on draws of the small meta-tasks; in points, paired differences to d_asym, +- 1.96 standard errors."""
+    """Mean errors on draws of the small meta-tasks; paired differences to d_asym in points, +- 1.96 errors."""
     KEPT.mkdir(parents=True, exist_ok=True)
     whole, same, _, experts, tasks = load()
     rows = []
