@@ -433,7 +433,12 @@ class Model2VecSpec(FrozenModel):
         "lowest",
         description="Which penalty: of the lowest cross entropy, or the strongest one within a standard error of it.",
     )
-    folds: int = Field(5, ge=2, description="Folds of the inner cross-validation over tasks.")
+    folds: int = Field(
+        5,
+        ge=2,
+        description="Folds of the cross-validation over tasks that chooses the penalty; twice as many where few tasks "
+        "are left out one by one.",
+    )
     exact_tasks: int = Field(
         128,
         ge=0,

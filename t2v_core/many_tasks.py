@@ -72,8 +72,16 @@ class _Problem:
         """m_i, ``[E, P]``."""
         return self.line.vectors(np.matmul(self.vectors, found.beta[:, :, None])[:, :, 0] * self.scale)
 
-    def chosen_l2(self, folds: list[tuple[np.ndarray, np.ndarray]], spec: Model2VecSpec) -> tuple[float, SoftChoice]:
-        """The penalty by (rows to fit on, rows to judge by), and the last fold's solution with it."""
+    def chosen_l2(
+        self, folds: list[tuple[np.ndarray, np.ndarray]], spec: Model2VecSpec
+    ) -> tuple[float, SoftChoice | None]:
+        """The penalty by (rows to fit on, rows to judge by), and the last fold's solution with it, to start from.
+
+        The strongest where there is nothing to choose or nothing to choose by.
+        """
+        folds = [fold for fold in folds if all(map(len, fold))]
+        if len(spec.l2) == 1 or not folds:
+            return max(spec.l2), None
         downwards = sorted(spec.l2, reverse=True)
         losses: list[list[np.ndarray]] = [[] for _ in downwards]
         for train, held in folds:
@@ -109,12 +117,10 @@ def fit_many(
     """
     line = tangent(tasks, base, trivial, spec.alpha, rank=spec.rank, seed=spec.seed)
     problem = _Problem.of(line, target, candidates, free)
-    folds, everything = folds_of_groups(groups, spec.folds, spec.seed), np.arange(len(tasks))
-    l2, start = max(spec.l2), None
-    if len(spec.l2) > 1 and folds.any():
-        split = [(np.flatnonzero(folds != f), np.flatnonzero(folds == f)) for f in np.unique(folds)]
-        l2, start = problem.chosen_l2(split, spec)
-    (found,) = problem.solve(everything, [l2], start)
+    folds = folds_of_groups(groups, spec.folds, spec.seed)
+    split = [(np.flatnonzero(folds != f), np.flatnonzero(folds == f)) for f in np.unique(folds)]
+    l2, start = problem.chosen_l2(split, spec)
+    (found,) = problem.solve(np.arange(len(tasks)), [l2], start)
     return problem.vectors_of(found), found, l2
 
 
@@ -147,10 +153,9 @@ def fit_folds(
     names, out = np.unique(folds), np.empty(target.shape)
     teaches = candidates.any(1)
     for k, fold in enumerate(names):
-        train, l2, start = teaches & (folds != fold), max(spec.l2), None
+        train = teaches & (folds != fold)
         held = train & (folds == names[(k + 1) % len(names)])
-        if len(spec.l2) > 1 and held.any() and (train & ~held).any():
-            l2, start = problem.chosen_l2([(np.flatnonzero(train & ~held), np.flatnonzero(held))], spec)
+        l2, start = problem.chosen_l2([(np.flatnonzero(train & ~held), np.flatnonzero(held))], spec)
         (found,) = problem.solve(np.flatnonzero(train), [l2], start)
         out[folds == fold] = problem.distances(np.flatnonzero(folds == fold), found)
     return out

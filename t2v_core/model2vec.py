@@ -110,7 +110,10 @@ def _symmetric_rows(m: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
 class _Linearised:
     """Distances and their gradients at delta = 0."""
 
+    tasks: np.ndarray  # [T, P]
     base: np.ndarray  # [E, P]
+    trivial: np.ndarray  # [P]
+    alpha: float
     distances: np.ndarray  # [T, E]
     jacobians: np.ndarray  # [E, T, P] float32, with respect to delta
     grams: np.ndarray  # [E, T, T], divided by nothing
@@ -153,50 +156,45 @@ def _linearise(
         jacobian = (to_task - alpha * to_trivial).numpy()
         jacobians[i] = jacobian
         grams[i] = jacobian @ jacobian.T
-    return _Linearised(base, distances, jacobians, grams, np.zeros(len(base), bool) if free is None else free)
+    free = np.zeros(len(base), bool) if free is None else free
+    return _Linearised(tasks, base, trivial, alpha, distances, jacobians, grams, free)
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
     """The dual problem of some tasks; penalties share its eigenvectors."""
 
-    distances: np.ndarray  # [n, E]
+    linear: _Linearised
+    rows: np.ndarray  # [n]
     target: np.ndarray  # [n, E]
     candidates: np.ndarray  # [n, E]
-    free: np.ndarray  # [E]
     values: np.ndarray  # [E, n], eigenvalues of the Gram matrices, none of them zero
     vectors: np.ndarray  # [E, n, n]
     factor: np.ndarray  # [E, n, n], d = d0 + factor @ beta, with delta_i = sqrt(P) J_i' V s^(-1/2) beta_i
-    n_filters: int
 
     @classmethod
     def of(cls, linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray) -> _Part:
         """Those of some rows."""
-        p = linear.base.shape[1]
         s, v = np.linalg.eigh(linear.grams[:, rows[:, None], rows])
         s = np.maximum(s, np.maximum(s.max(1, keepdims=True) * 1e-10, 1e-300))
-        factor = v * np.sqrt(s * p)[:, None, :]
-        return cls(linear.distances[rows], target[rows], candidates[rows], linear.free, s, v, factor, p)
+        factor = v * np.sqrt(s * linear.base.shape[1])[:, None, :]
+        return cls(linear, rows, target[rows], candidates[rows], s, v, factor)
 
     def solve(self, l2: float, start: SoftChoice | None = None) -> SoftChoice:
         """CE + l2/2 |gamma beta|^2, where |beta_i|^2 = mean_p |delta_i|^2."""
+        distances = self.linear.distances[self.rows]
         return solve_soft_choice(
-            self.distances, self.factor, self.target, self.candidates, l2, free=self.free, start=start
+            distances, self.factor, self.target, self.candidates, l2, free=self.linear.free, start=start
         )
 
-    def coefficients(self, beta: np.ndarray) -> np.ndarray:
-        """a ``[E, n]`` with delta_i = sum_t a_ti J_ti."""
-        out = np.matmul(self.vectors, (beta / np.sqrt(self.values))[:, :, None])[:, :, 0]
-        return np.asarray(out * np.sqrt(self.n_filters))
-
-
-@dataclass(frozen=True, eq=False)
-class _Space:
-    """What distances are between."""
-
-    tasks: np.ndarray
-    trivial: np.ndarray
-    alpha: float
+    def model(self, found: SoftChoice, l2: float) -> Model2Vec:
+        """Of a solution: delta_i = sum_t a_ti J_ti, and m_i from that."""
+        linear = self.linear
+        a = np.matmul(self.vectors, (found.beta / np.sqrt(self.values))[:, :, None])[:, :, 0]
+        a *= np.sqrt(linear.base.shape[1])
+        delta = np.stack([a[i] @ linear.jacobians[i, self.rows] for i in range(len(linear.base))])
+        vectors = linear.base * np.exp(np.clip(delta, -5, 5))
+        return Model2Vec(vectors, found.gamma, linear.alpha, linear.trivial, l2, offsets=found.offsets)
 
 
 def _losses(
@@ -205,7 +203,6 @@ def _losses(
     held: np.ndarray,
     target: np.ndarray,
     candidates: np.ndarray,
-    space: _Space,
     spec: Model2VecSpec,
 ) -> np.ndarray:
     """Cross entropy ``[L, held]`` of each penalty by the model of some rows, each fit from the next stronger one.
@@ -216,25 +213,16 @@ def _losses(
     out = np.empty((len(spec.l2), len(held)))
     for k in np.argsort(spec.l2)[::-1]:
         last = part.solve(spec.l2[k], last)
-        model = _model(linear, rows, part, last, space, spec.l2[k])
-        out[k] = cross_entropy(-last.gamma * model.distances(space.tasks[held]), target[held], candidates[held])
+        distances = part.model(last, spec.l2[k]).distances(linear.tasks[held])
+        out[k] = cross_entropy(-last.gamma * distances, target[held], candidates[held])
     return out
 
 
-def _model(
-    linear: _Linearised, rows: np.ndarray, part: _Part, found: SoftChoice, space: _Space, l2: float
-) -> Model2Vec:
-    a = part.coefficients(found.beta)
-    delta = np.stack([a[i] @ linear.jacobians[i, rows] for i in range(len(linear.base))])
-    vectors = linear.base * np.exp(np.clip(delta, -5, 5))
-    return Model2Vec(vectors, found.gamma, space.alpha, space.trivial, l2, offsets=found.offsets)
-
-
 def _fit_rows(
-    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, space: _Space, l2: float
+    linear: _Linearised, rows: np.ndarray, target: np.ndarray, candidates: np.ndarray, l2: float
 ) -> Model2Vec:
     part = _Part.of(linear, rows, target, candidates)
-    return _model(linear, rows, part, part.solve(l2), space, l2)
+    return part.model(part.solve(l2), l2)
 
 
 def _prepare(
@@ -287,15 +275,15 @@ def fit_model2vec(
     if len(tasks) > spec.exact_tasks:
         vectors, found, l2 = fit_many(tasks, filled, trivial, target, allowed, free, group, spec)
         return Model2Vec(vectors, found.gamma, spec.alpha, trivial, l2, offsets=found.offsets, base=filled)
-    linear, space = _linearise(tasks, filled, trivial, spec.alpha, free), _Space(tasks, trivial, spec.alpha)
+    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
     folds, l2 = folds_of_groups(group, spec.folds, spec.seed), max(spec.l2)
     if len(spec.l2) > 1 and folds.any():
         losses = np.empty((len(spec.l2), len(tasks)))
         for fold in np.unique(folds):
             held = np.flatnonzero(folds == fold)
-            losses[:, held] = _losses(linear, np.flatnonzero(folds != fold), held, target, allowed, space, spec)
+            losses[:, held] = _losses(linear, np.flatnonzero(folds != fold), held, target, allowed, spec)
         l2 = choose_penalty(spec.l2, losses, spec.rule)
-    return _fit_rows(linear, np.arange(len(tasks)), target, allowed, space, l2)
+    return _fit_rows(linear, np.arange(len(tasks)), target, allowed, l2)
 
 
 def leave_one_task_out(
@@ -339,13 +327,13 @@ def leave_one_task_out(
     if len(tasks) > spec.exact_tasks:
         folds = folds_of_groups(group, spec.left_out_folds, spec.seed)
         return fit_folds(tasks, filled, trivial, target, allowed, free, folds, spec)
-    linear, space = _linearise(tasks, filled, trivial, spec.alpha, free), _Space(tasks, trivial, spec.alpha)
+    linear = _linearise(tasks, filled, trivial, spec.alpha, free)
     folds = folds_of_groups(group, 2 * spec.folds, spec.seed)
-    penalties = _penalties_of_folds(linear, folds, teaches, target, allowed, space, spec)
+    penalties = _penalties_of_folds(linear, folds, teaches, target, allowed, spec)
     out = np.empty(errors.shape)
     for g in np.unique(group):
         out_of_it, (fold, *_) = np.flatnonzero((group != g) & teaches), folds[group == g]
-        model = _fit_rows(linear, out_of_it, target, allowed, space, penalties[fold])
+        model = _fit_rows(linear, out_of_it, target, allowed, penalties[fold])
         out[group == g] = model.distances(tasks[group == g])
     return out
 
@@ -356,7 +344,6 @@ def _penalties_of_folds(
     teaches: np.ndarray,
     target: np.ndarray,
     candidates: np.ndarray,
-    space: _Space,
     spec: Model2VecSpec,
 ) -> dict[int, float]:
     """The penalty for the tasks of each fold, by models and tasks of the other folds alone.
@@ -369,7 +356,7 @@ def _penalties_of_folds(
         rows = np.flatnonzero((folds != a) & (folds != b) & teaches)
         held = np.flatnonzero(((folds == a) | (folds == b)) & teaches)
         if len(rows) and len(held):
-            made = _losses(linear, rows, held, target, candidates, space, spec)
+            made = _losses(linear, rows, held, target, candidates, spec)
             for one, other in ((a, b), (b, a)):
                 at = folds[held] == other
                 losses[one][:, held[at]] = made[:, at]
