@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,12 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
     return made
 
 
+@cache
+def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, of this process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(threads)
+
+
 def on_threads(n: int, run: Callable[[slice], None]) -> None:
     """``run`` rows 0 to n in as many parts as torch has threads, side by side; it should release the GIL."""
     threads = max(1, min(torch.get_num_threads(), n))
@@ -37,5 +45,11 @@ def on_threads(n: int, run: Callable[[slice], None]) -> None:
         run(slice(0, n))
         return
     bounds = np.linspace(0, n, threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, map(slice, bounds[:-1], bounds[1:])))
+    parts = [slice(a, b) for a, b in pairwise(bounds)]
+    others = [_helpers(os.getpid(), threads - 1).submit(run, part) for part in parts[1:]]
+    try:
+        run(parts[0])
+    finally:
+        wait(others)
+    for other in others:
+        other.result()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from t2v_core.errors import ComputeError
+from t2v_core.fisher.recorder import fast_convolutions
 from t2v_core.images import ImageTransform
 
 __all__ = ["GivesFeatures", "extract_features"]
@@ -65,7 +66,9 @@ def extract_features(
     out = np.empty((len(images), probe.n_features), dtype=np.float32)
     for start in range(0, len(images), batch_size):
         batch = probe.transform.to_tensor(images[start : start + batch_size], dtype=probe.dtype).to(probe.device)
-        out[start : start + batch_size] = probe.network(batch).float().cpu().numpy()
+        with fast_convolutions(probe.network):
+            features = probe.network(batch)
+        out[start : start + batch_size] = features.float().cpu().numpy()
         if progress:
             progress(min(start + batch_size, len(images)), len(images))
     if not np.isfinite(out).all():

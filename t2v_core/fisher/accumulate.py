@@ -10,6 +10,7 @@ import torch
 from t2v_core.config import EmbeddingSpec
 from t2v_core.errors import ComputeError
 from t2v_core.fisher.cotangents import Head
+from t2v_core.fisher.recorder import fast_convolutions
 from t2v_core.probes import Probe
 
 __all__ = ["Accumulator", "FisherEstimate", "FisherInput", "batch_of", "clean_features", "prior_weight"]
@@ -95,7 +96,8 @@ def clean_features(task: FisherInput) -> torch.Tensor:
         return task.features.to(task.probe.device, task.probe.dtype)
     size = task.batch_size
     starts = range(0, len(task.images), size)
-    parts = [task.probe.network(batch_of(task.probe, task.images, slice(s, s + size))) for s in starts]
+    with fast_convolutions(task.probe.network):
+        parts = [task.probe.network(batch_of(task.probe, task.images, slice(s, s + size))) for s in starts]
     return torch.cat(parts)
 
 

@@ -26,7 +26,7 @@ from torch.nn.grad import conv2d_weight
 from t2v_core.fisher.depthwise import add_depthwise_norms
 from t2v_core.fisher.gemm import product_transposed
 from t2v_core.fisher.recorder import LayerCall
-from t2v_core.fisher.winograd import TILE, winograd_norms
+from t2v_core.winograd import TILE, winograd_norms
 
 __all__ = ["filter_norms", "position_norms"]
 

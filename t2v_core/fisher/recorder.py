@@ -7,6 +7,7 @@ input itself ("same" convolutions) or is called functionally is seen with its tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,9 +18,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from t2v_core import winograd
 from t2v_core.errors import ProbeError
 
-__all__ = ["LayerCall", "Recorder", "record_units"]
+__all__ = ["LayerCall", "Recorder", "fast_convolutions", "record_units"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,16 @@ def _convolution_call(x: torch.Tensor, weight: torch.Tensor, args: dict[str, Any
     return replace(geometry, x=F.pad(x, pads) if any(pads) else x)
 
 
+def _output(func: Any, call: LayerCall, named: dict[str, Any]) -> torch.Tensor:
+    """What the layer gives, by the faster way."""
+    weight, bias = named["weight"], named.get("bias")
+    plain = call.kernel == (3, 3) and call.stride == call.dilation == (1, 1) and call.groups == 1
+    if plain and winograd.is_faster(call.x, weight, bias, call.padding):
+        return winograd.convolution(call.x, weight, bias, call.padding)
+    output: torch.Tensor = func(**named)
+    return output
+
+
 _CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _LINEAR_NAMES = ("input", "weight", "bias")
 _CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -128,7 +140,7 @@ class Recorder(TorchFunctionMode):
         else:
             call = LayerCall(named["input"], (0, 0))
         self._n_images = self._n_images or len(call.x)
-        output = func(**named)
+        output = _output(func, call, named)
         if output._is_view():
             # As of a linear layer with a bias on [N, L, C]. What follows may work in place on it, and a hook on a view
             # would then see no gradient at all.
@@ -139,6 +151,15 @@ class Recorder(TorchFunctionMode):
         by_image = replace(call, x=call.x.reshape(self._n_images, -1, call.x.shape[-1]))
         seen = self._on_call(unit, by_image, output.reshape(self._n_images, -1, output.shape[-1]))
         return seen.reshape(output.shape).clone()  # not a view, for the same reason
+
+
+def fast_convolutions(network: nn.Module) -> AbstractContextManager[object]:
+    """Within it, the network's 3 x 3 convolutions run by minimal filtering where that is faster, on a CPU in about half
+    of their time. The result is the same but for rounding. Weights must be frozen or gradients off, else the
+    framework's own convolution runs."""
+    layers = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    weights = [m.weight for m in layers if m.kernel_size == (3, 3) and m.stride == (1, 1)]
+    return Recorder(weights, lambda unit, call, output: output) if weights else nullcontext()
 
 
 _WEIGHTED = {
