@@ -70,6 +70,7 @@ image-test: $(STAMP)  ## what the images' builds and first runs do, in a fresh r
 
 bench: $(STAMP)  ## time and accuracy of engine, estimators, heads and distances; docs/benchmarks.md has the figures
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/convolutions.py
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/estimators.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/heads.py

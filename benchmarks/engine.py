@@ -1,7 +1,8 @@
 """What the Fisher costs an image of 224 pixels, beside what a framework's plain step costs, on one core.
 
 The plain step is forward, backward and squares of the batch gradients, on the network as it was built: what one step of
-the reference implementation's Monte Carlo does, data aside. Random weights: they change no time.
+the reference implementation's Monte Carlo does, data aside. Late layers: a pass that ends before the first filters of
+`early_units`; a draw: the mean of montecarlo at early_share 0.5. Random weights: they change no time.
 Run with `make bench`, or `python benchmarks/engine.py`; docs/benchmarks.md has the figures.
 """
 
@@ -14,6 +15,7 @@ import torch
 
 from t2v_core.fisher.montecarlo import early_units
 from t2v_core.fisher.passes import sample_filter_norms
+from t2v_core.fisher.recorder import fast_convolutions
 from t2v_core.memory import keep_freed_memory
 from t2v_core.probes import build_network, load_probe
 
@@ -45,8 +47,8 @@ def main() -> None:
         "convolution": 2 * 8 * 256 * 256 * 9 * 56 * 56 / best["convolution"] / 1e9,
     }
     print(f"fp32 peak: matrix product {peak['product']:.0f} GFLOP/s, convolution {peak['convolution']:.0f} GFLOP/s\n")
-    print("| network | forward | plain step | all layers | late layers | a draw at early_share 0.5 | of plain |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    columns = ("forward, framework", "forward, t2v", "plain step", "all layers", "late layers", "a draw", "of plain")
+    print(f"| network | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name in ("resnet34", "resnet50", "efficientnet_lite0"):
         measure(name, peak)
 
@@ -79,11 +81,17 @@ def measure(name: str, peak: dict[str, float]) -> None:
         with torch.no_grad():
             return probe.network(x)
 
-    t = interleaved({"forward": forward, "plain": plain, "all": engine, "late": lambda: engine(cut)})
+    def features() -> torch.Tensor:
+        with torch.no_grad(), fast_convolutions(probe.network):
+            return probe.network(x)
+
+    t = interleaved(
+        {"forward": forward, "features": features, "plain": plain, "all": engine, "late": lambda: engine(cut)}
+    )
     ms = {k: 1e3 * v / B for k, v in t.items()}
     draw = 0.5 * ms["all"] + 0.5 * ms["late"]
     print(
-        f"| {name} | {ms['forward']:.1f} | {ms['plain']:.1f} | {ms['all']:.1f} | {ms['late']:.1f} | {draw:.1f} "
+        f"| {name} | {' | '.join(f'{each:.1f}' for each in (*ms.values(), draw))} "
         f"| {ms['all'] / ms['plain']:.2f} all, {draw / ms['plain']:.2f} a draw |"
     )
     if name in GIGAFLOP:
