@@ -222,7 +222,8 @@ def winograd_norms(x: torch.Tensor, dy: torch.Tensor, padding: tuple[int, int]) 
     return out
 
 
-_transformed: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakTensorKeyDictionary()
+_transformed: MutableMapping[torch.Tensor, tuple[tuple[int, torch.dtype, int], torch.Tensor]]
+_transformed = WeakTensorKeyDictionary()
 
 
 def _transform_filters(weight: torch.Tensor) -> torch.Tensor:
@@ -233,13 +234,13 @@ def _transform_filters(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _filters(weight: torch.Tensor) -> torch.Tensor:
-    """The transform of a network's own weight: made once, and anew when the weight was changed in place (but not behind
-    PyTorch's back, through ``.data``)."""
+    """The transform of a network's own weight: made once, and anew when the weight was changed, moved or cast in place
+    (but not when numbers were changed behind PyTorch's back, through ``.data``)."""
     if not isinstance(weight, torch.nn.Parameter) or weight.is_inference():
         return _transform_filters(weight)
-    kept = _transformed.get(weight)
-    if kept is None or kept[0] != weight._version:
-        kept = _transformed[weight] = (weight._version, _transform_filters(weight))
+    state, kept = (weight._version, weight.dtype, weight.data_ptr()), _transformed.get(weight)
+    if kept is None or kept[0] != state:
+        kept = _transformed[weight] = (state, _transform_filters(weight))
     return kept[1]
 
 

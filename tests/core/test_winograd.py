@@ -77,7 +77,15 @@ def test_filters_that_are_kept_follow_the_weight() -> None:
     with torch.no_grad():
         weight.mul_(2)
     assert convolution(x, weight, None, (1, 1)) == pytest.approx(F.conv2d(x, weight, padding=1), rel=1e-11, abs=1e-12)
-    convolution(x, weight.detach() + 1, None, (1, 1))  # noisy weights live for a pass
+    weight.data = weight.data.float()  # as Module.float() does
+    assert convolution(x.float(), weight, None, (1, 1)) == pytest.approx(
+        F.conv2d(x.float(), weight, padding=1), abs=1e-4
+    )
+    weight.data = weight.data + 1
+    assert convolution(x.float(), weight, None, (1, 1)) == pytest.approx(
+        F.conv2d(x.float(), weight, padding=1), abs=1e-4
+    )
+    convolution(x.float(), weight.detach() + 1, None, (1, 1))  # noisy weights live for a pass
     assert len(winograd._transformed) == kept + 1
     del weight
     gc.collect()
