@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -38,17 +39,30 @@ def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+_within = threading.local()
+
+
 def on_threads(n: int, run: Callable[[slice], None]) -> None:
-    """``run`` rows 0 to n in as many parts as torch has threads, side by side; it should release the GIL."""
-    threads = max(1, min(torch.get_num_threads(), n))
-    if threads == 1:
+    """``run`` rows 0 to n in as many parts as torch has threads, side by side; it should release the GIL. Within such a
+    part, all rows are one part."""
+    threads = torch.get_num_threads()
+    bounds = np.linspace(0, n, max(1, min(threads, n)) + 1).astype(int).tolist()
+    first, *rest = [slice(a, b) for a, b in pairwise(bounds)]
+    if not rest or getattr(_within, "part", False):
         run(slice(0, n))
         return
-    bounds = np.linspace(0, n, threads + 1).astype(int).tolist()
-    parts = [slice(a, b) for a, b in pairwise(bounds)]
-    others = [_helpers(os.getpid(), threads - 1).submit(run, part) for part in parts[1:]]
+
+    def one(part: slice) -> None:
+        _within.part = True
+        try:
+            run(part)
+        finally:
+            _within.part = False
+
+    helpers = _helpers(os.getpid(), threads - 1)
+    others = [helpers.submit(one, part) for part in rest]
     try:
-        run(parts[0])
+        one(first)
     finally:
         wait(others)
     for other in others:

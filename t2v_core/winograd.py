@@ -264,8 +264,9 @@ def _convolve(
     add = np.zeros(o, kind) if bias is None else bias.detach().contiguous().numpy()
     patches = np.zeros((few, TILE * high + 2, TILE * wide + 2, channels), kind)
     u, m = (torch.empty(36, few, tiles, k, dtype=x.dtype) for k in (channels, o))
-    entered, products, out = u.numpy(), m.numpy(), torch.empty(n, height, width, o, dtype=x.dtype)
-    outputs = out.numpy()
+    # Not a view, or what follows could not work in place on it.
+    out = torch.empty(n, o, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    entered, products, outputs = u.numpy(), m.numpy(), out.permute(0, 2, 3, 1).numpy()
     for start in range(0, n, few):
         some = min(few, n - start)
 
@@ -281,7 +282,7 @@ def _convolve(
         on_threads(some, enter)
         torch.bmm(u.view(36, few * tiles, channels), filters, out=m.view(36, few * tiles, o))
         on_threads(some, leave)
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 class _Convolution(torch.autograd.Function):
@@ -312,7 +313,8 @@ def convolution(
 
     Args:
         x: input, ``[N, C, H, W]``; gradients flow to it.
-        weight: ``[O, C, 3, 3]``, frozen. Of a parameter, what is made of it is kept as long as it lives.
+        weight: ``[O, C, 3, 3]``, frozen. Of a parameter, what is made of it is kept as long as it lives; changes of its
+            numbers through ``.data`` are not seen.
         bias: ``[O]``, frozen, or none.
         padding: zeros above and below, left and right, at most 2.
 
@@ -332,17 +334,19 @@ def is_faster(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
         bias: ``[O]``, or none.
         padding: zeros above and below, left and right.
     """
-    c, height, width = x.shape[1], x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
+    if x.dim() != 4 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    c, o, height, width = x.shape[1], len(weight), x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
     trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        x.dtype in (torch.float32, torch.float64)
         and x.dtype == weight.dtype
         and weight.shape[1:] == (c, 3, 3)
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == (o,)))
         and max(padding) <= 2
         and min(len(x), height, width) > 0
         and not trained
-        and _saves(len(x), c, weight.shape[0], height, width)
+        and _saves(len(x), c, o, height, width)
     )
 
 

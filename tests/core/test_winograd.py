@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -31,12 +32,23 @@ def images(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def test_output_and_gradient_are_the_framework_s(
     size: tuple[int, int], padding: tuple[int, int], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    parts: list[int] = []
+
+    def counted(n: int, run: Callable[[slice], None]) -> None:
+        parts.append(n)
+        on_threads(n, run)
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(winograd, "_ROWS", 32)  # five images are several parts
-    x, weight, bias = images(5, 6, *size).requires_grad_(), frozen(7, 6), images(7)
+    monkeypatch.setattr(winograd, "on_threads", counted)
+    monkeypatch.setattr(winograd, "_WIDE", 1)
+    monkeypatch.setattr(winograd, "_ROWS", 2)
+    x, weight, bias = images(19, 6, *size).requires_grad_(), frozen(7, 6), images(7)
     wanted = F.conv2d(x, weight, bias, padding=padding)
     got = convolution(x, weight, bias, padding)
     assert got.detach() == pytest.approx(wanted.detach(), rel=1e-11, abs=1e-12)
+    assert sum(parts) == 38  # each image on its way in and on its way out
+    assert len(parts) >= 4
+    assert not got._is_view()
     dy = images(*wanted.shape)
     (of_wanted,), (of_got,) = torch.autograd.grad(wanted, x, dy), torch.autograd.grad(got, x, dy)
     assert of_got == pytest.approx(of_wanted, rel=1e-11, abs=1e-12)
@@ -92,8 +104,11 @@ def test_filters_that_are_kept_follow_the_weight() -> None:
     assert len(winograd._transformed) == kept
 
 
-def test_where_it_serves() -> None:
+def test_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.empty(8, 64, 56, 56), torch.empty(64, 64, 3, 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not is_faster(x, weight, None, (1, 1))  # the transforms do not share out well
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert is_faster(x, weight, None, (1, 1))
     assert is_faster(x, weight, torch.empty(64), (2, 0))
     assert not is_faster(x, weight, None, (3, 3))
@@ -101,6 +116,12 @@ def test_where_it_serves() -> None:
     assert not is_faster(x, torch.empty(64, 64, 3, 1), None, (1, 1))
     assert not is_faster(x.bfloat16(), weight.bfloat16(), None, (1, 1))
     assert not is_faster(x.double(), weight, None, (1, 1))
+    assert not is_faster(x[0], weight, None, (1, 1))
+    assert not is_faster(x[:0], weight, None, (1, 1))
+    assert not is_faster(x, weight, torch.empty(63), (1, 1))
+    assert not is_faster(x, weight, torch.empty(64, dtype=torch.float64), (1, 1))
+    with torch.autocast("cpu"):
+        assert not is_faster(x, weight, None, (1, 1))
     assert not is_faster(torch.empty(8, 512, 2, 2), torch.empty(512, 512, 3, 3), None, (1, 1))  # mostly border
     weight.requires_grad_()
     assert not is_faster(x, weight, None, (1, 1))
@@ -139,6 +160,9 @@ def test_within_a_network(guard: type, monkeypatch: pytest.MonkeyPatch) -> None:
             got = network(x)
     assert got == pytest.approx(wanted, rel=1e-11, abs=1e-12)
     assert done == [(16, 16, 3, 3)]
+    with fast_convolutions(network), guard():
+        assert network(x[0]) == pytest.approx(wanted[0], rel=1e-11, abs=1e-12)
+        assert network(x[:0]).shape == wanted[:0].shape
     with fast_convolutions(network):
         network(x).sum().backward()  # in training the framework's own, or the weights would learn nothing
     assert len(done) == 1
@@ -163,6 +187,9 @@ def test_threads_do_all_rows_once_also_in_a_forked_process(monkeypatch: pytest.M
 
     with pytest.raises(ArithmeticError, match="rows from 2"):
         on_threads(5, fail)
+    seen: list[slice] = []
+    on_threads(2, lambda part: on_threads(4, seen.append))
+    assert seen == [slice(0, 4)] * 2  # no part waits for a thread that another holds
     child = multiprocessing.get_context("fork").Process(target=_parts, args=(2,))
     child.start()
     child.join(30)
