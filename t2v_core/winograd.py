@@ -9,7 +9,7 @@ Computations*, 1980; Lavin and Gray, CVPR 2016):
           dW = A_3^T \Big[ \sum_{tiles} (G_4\, dY\, G_4^T) \odot (B^T X B) \Big] A_3
 
 Sums over channels or tiles are 36 matrix products. Rows of A, B and G are polynomials at the points 0, +-sqrt(1/2),
-+-sqrt(2) and infinity: in float32 they lose half of what the usual 0, +-1, +-2 lose, and a convolution has two to four
++-sqrt(2) and infinity: in float32 they lose half of what the usual 0, +-1, +-2 lose, and a convolution has up to four
 times the rounding of a direct one. Inversion maps these points onto themselves, and rows are scaled so that a flipped
 filter has the transform of the filter with its rows in another order (`_FLIPPED`): the gradient at the input, a
 convolution with the flipped filters, needs no transform of its own.
