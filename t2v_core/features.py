@@ -64,9 +64,10 @@ def extract_features(
         ComputeError: features that are not finite.
     """
     out = np.empty((len(images), probe.n_features), dtype=np.float32)
+    faster = fast_convolutions(probe.network)
     for start in range(0, len(images), batch_size):
         batch = probe.transform.to_tensor(images[start : start + batch_size], dtype=probe.dtype).to(probe.device)
-        with fast_convolutions(probe.network):
+        with faster:
             features = probe.network(batch)
         out[start : start + batch_size] = features.float().cpu().numpy()
         if progress:

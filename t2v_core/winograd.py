@@ -229,7 +229,7 @@ _transformed = WeakTensorKeyDictionary()
 def _transform_filters(weight: torch.Tensor) -> torch.Tensor:
     """``G_3 w G_3'`` of each filter and channel: w ``[O, C, 3, 3]`` to ``[36, C, O]``, by double precision."""
     o, c = weight.shape[:2]
-    both = torch.einsum("ij,kl->ikjl", _FILTERS, _FILTERS).reshape(36, 9)
+    both = torch.kron(_FILTERS, _FILTERS)
     return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o).double()).view(36, c, o).to(weight.dtype)
 
 
